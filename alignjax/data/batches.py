@@ -1,0 +1,98 @@
+"""A plan's steps as arrays, read by Grain: the only state of the data is the step.
+
+A micro-batches of a step, B rows of a micro-batch, T tokens of a row, M trained tokens of a row, P
+items of a row, S sides of an item (chosen and rejected, or one).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from alignjax.data.packing import Plan
+from alignjax.data.tokens import TokenSet
+
+
+class Batch(NamedTuple):
+    """Packed rows; leading dimensions [A, B] on the host, [B] inside a step.
+
+    The item in place p of a row has the segments S p + 1 ... S p + S, chosen before rejected.
+    """
+
+    tokens: np.ndarray  # int32 [T]
+    positions: np.ndarray  # int32 [T], restart with each sequence
+    segments: np.ndarray  # int32 [T], a number per sequence from 1; 0 is padding
+    targets: np.ndarray  # int32 [M], places of the trained tokens; 0 = none (nothing precedes it)
+    items: np.ndarray  # int32 [P], item number + 1; 0 = none
+    ref: np.ndarray  # float32 [P, S], log-probs of the sequences under the reference
+
+
+@dataclass(frozen=True)
+class PackedSteps:
+    """Random access to the batches of a plan, for Grain. `ref` is [items, S], or None."""
+
+    data: TokenSet
+    plan: Plan
+    rows: int  # of a micro-batch
+    targets: int
+    ref: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, step: int) -> Batch:
+        micro = -(-self.plan.most_rows() // self.rows)
+        lead = (micro * self.rows,)
+        length, places, sides = self.plan.row_length, self.plan.most_items(), self.data.sides
+        batch = Batch(
+            tokens=np.zeros((*lead, length), np.int32),
+            positions=np.zeros((*lead, length), np.int32),
+            segments=np.zeros((*lead, length), np.int32),
+            targets=np.zeros((*lead, self.targets), np.int32),
+            items=np.zeros((*lead, places), np.int32),
+            ref=np.zeros((*lead, places, sides), np.float32),
+        )
+        for i, row in enumerate(range(self.plan.steps[step], self.plan.steps[step + 1])):
+            self._fill(Batch(*(array[i] for array in batch)), self.plan.row_items(row))
+        return Batch(*(a.reshape(micro, self.rows, *a.shape[1:]) for a in batch))
+
+    def _fill(self, row: Batch, items: np.ndarray) -> None:
+        at, trained, sides = 0, [], self.data.sides
+        for place, item in enumerate(items):
+            row.items[place] = item + 1
+            if self.ref is not None:
+                row.ref[place] = self.ref[item]
+            for side in range(sides):
+                start, end = self.data.offsets[sides * item + side :][:2]
+                here = slice(at, at + end - start)
+                row.tokens[here] = self.data.tokens[start:end]
+                row.positions[here] = np.arange(end - start)
+                row.segments[here] = sides * place + side + 1
+                trained.append(at + np.flatnonzero(self.data.trained[start:end]))
+                at += end - start
+        found = np.concatenate(trained)
+        row.targets[: len(found)] = found
+
+    def micro_batches(self, step: int) -> int:
+        """Micro-batches of a step that hold rows; the others are padding and are not run."""
+        return int(-(-(self.plan.steps[step + 1] - self.plan.steps[step]) // self.rows))
+
+    def useful_tokens(self) -> np.ndarray:
+        """Tokens of each step that are not padding, int64 [steps]."""
+        per_item = np.concatenate([[0], np.cumsum(self.data.lengths()[self.plan.items])])
+        return np.diff(per_item[self.plan.rows[self.plan.steps]])
+
+    def read(self, start: int = 0) -> Iterator[Batch]:
+        """Batches of the steps from `start` on, made ahead in a thread."""
+        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        return iter(grain.MapDataset.source(self)[start:].to_iter_dataset(ahead))
+
+
+def packed_steps(data: TokenSet, plan: Plan, rows: int, ref: np.ndarray | None = None):
+    """Batches of a plan in micro-batches of `rows`, with room for the trained tokens of any row."""
+    trained = data.trained_counts().sum(1)
+    per_row = np.add.reduceat(trained[plan.items], plan.rows[:-1])
+    targets = -(-int(per_row.max()) // 32) * 32  # a round number keeps compiled shapes few
+    return PackedSteps(data, plan, rows, min(targets, plan.row_length), ref)

@@ -1,0 +1,85 @@
+"""Scores of a whole data set, and what is read off them.
+
+n items, S sides of an item.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from alignjax.config import Compute
+from alignjax.data.batches import packed_steps
+from alignjax.data.packing import plan_scoring
+from alignjax.data.tokens import TokenSet
+from alignjax.models.decoder import Decoder
+from alignjax.sharding import place, to_host
+from alignjax.stages import Stage
+from alignjax.step import score_step
+
+
+def score(
+    model: Decoder,
+    data: TokenSet,
+    row_length: int,
+    rows: int,
+    compute: Compute,
+    ids: np.ndarray | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Log-probs of every sequence's trained tokens, float32 [n, S]; NaN for items not in `ids`.
+
+    Items are looked up by their number, so the result does not depend on how they were packed.
+    `progress` is told how many items are done.
+    """
+    result = np.full((len(data), data.sides), np.nan, np.float32)
+    plan = plan_scoring(data.lengths(), row_length, rows, ids)
+    done = 0
+    for batch in packed_steps(data, plan, rows).read():
+        logps = to_host(score_step(model, place(batch, None, "batch"), compute=compute))
+        real = batch.items[0] > 0
+        result[batch.items[0][real] - 1] = logps[real]
+        done += int(real.sum())
+        progress(done)
+    return result
+
+
+def item_terms(stage: Stage, logps: np.ndarray, ref: np.ndarray, data: TokenSet):
+    """Every metric of every item: name -> (values, counts), float64 [n]."""
+    tokens = data.trained_counts().astype(np.float32)
+    terms = stage.terms(logps, ref, tokens)
+    return {
+        name: (np.asarray(values, np.float64), np.asarray(counts, np.float64))
+        for name, (values, counts) in terms.items()
+    }
+
+
+def means(terms) -> dict[str, float]:
+    """Metrics of the whole set, with `eval_` in front."""
+    return {
+        f"eval_{name}": float(values.sum() / counts.sum())
+        for name, (values, counts) in terms.items()
+    }
+
+
+def paired_bootstrap(before, after, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:
+    """95 % interval of (mean after - mean before), items drawn with replacement in pairs.
+
+    `before` and `after` are (values, counts) of the same items.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(before[0])
+    differences = []
+    for start in range(0, draws, 1000):
+        picks = rng.integers(0, n, (min(1000, draws - start), n))
+        mean_before, mean_after = (
+            values[picks].sum(1) / counts[picks].sum(1) for values, counts in (before, after)
+        )
+        differences.append(mean_after - mean_before)
+    low, high = np.percentile(np.concatenate(differences), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def longer_wins(data: TokenSet) -> float:
+    """Accuracy of "the longer answer is better" on pairs, in trained tokens; ties count half."""
+    chosen, rejected = data.trained_counts().T
+    return float(np.mean(0.5 * (np.sign(chosen - rejected) + 1)))

@@ -1,0 +1,46 @@
+"""AdamW with warm-up and decay, from the config's numbers."""
+
+import math
+
+import jax
+import optax
+
+from alignjax.config import Optimizer
+from alignjax.weights.source import leaf_name
+
+
+def schedule(config: Optimizer, steps: int) -> optax.Schedule:
+    """Learning rate of each step: up from peak / warm-up steps, then down to the end of the run."""
+    peak, final = config.learning_rate, config.learning_rate * config.final_ratio
+    warmup = math.ceil(config.warmup_ratio * steps)
+    rest = max(1, steps - warmup)
+    decay = {
+        "cosine": optax.cosine_decay_schedule(peak, rest, config.final_ratio),
+        "linear": optax.linear_schedule(peak, final, rest),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    if not warmup:
+        return decay
+    rise = optax.linear_schedule(peak / warmup, peak, warmup)
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
+    """Clipping by the global norm, then AdamW; norms' weights are never decayed."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            schedule(config, steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=_matrices,
+        ),
+    )
+
+
+def _matrices(weights):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not leaf_name(path).endswith("norm"), weights
+    )

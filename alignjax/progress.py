@@ -1,0 +1,76 @@
+"""What a run shows while it works: a live bar on a terminal, plain lines in a log."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LOG_SECONDS = 10  # between lines of a phase in a log
+
+console = Console(highlight=False, soft_wrap=True, quiet=False)
+
+
+def only_first_process(index: int) -> None:
+    """Silences every process of a run but the first."""
+    console.quiet = index != 0
+
+
+def say(text: str) -> None:
+    """A line that stays, above any bar."""
+    console.print(text, markup=False)
+    sys.stdout.flush()
+
+
+@contextmanager
+def phase(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """Shows that `title` is under way; yields `update(done, note)`.
+
+    On a terminal a spinner, with a bar where `total` is given, and the time left. Elsewhere a line at
+    the start, one each 10 seconds that bring an update, and one at the end.
+    """
+    started = time.monotonic()
+    if console.is_terminal and not console.quiet:
+        columns = [SpinnerColumn(), TextColumn("{task.description}")]
+        if total is not None:
+            columns += [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        columns += [TimeElapsedColumn(), TextColumn("{task.fields[note]}")]
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(title, total=total, note="")
+            yield lambda done, note="": bar.update(task, completed=done, note=note)
+    else:
+        say(f"{title} ...")
+        last = started
+
+        def update(done: int, note: str = "") -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= LOG_SECONDS:
+                last = now
+                say(f"{title}: {_remaining(done, total, now - started)} {note}".rstrip())
+
+        yield update
+    say(f"{title}: {time.monotonic() - started:.1f} s")
+
+
+def _remaining(done: int, total: int | None, seconds: float) -> str:
+    if not total or not done:
+        return f"{done}, {seconds:.0f} s"
+    return f"{done}/{total}, {seconds:.0f} s, ETA {clock(seconds / done * (total - done))}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

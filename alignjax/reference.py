@@ -1,0 +1,83 @@
+"""Log-probabilities of the reference model: computed once, kept on disk, found again by content."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignjax.config import Compute
+from alignjax.data.tokens import TokenSet
+from alignjax.evaluation import score
+from alignjax.models.decoder import Decoder
+from alignjax.weights.source import leaf_name
+
+
+def fingerprint(model: Decoder) -> str:
+    """A hash of every weight's bits, the same on any mesh and from any file format."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        digest.update(f"{leaf_name(path)} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(np.asarray(_checksums(leaf)).tobytes())
+    return digest.hexdigest()[:32]
+
+
+@jax.jit
+def _checksums(leaf: jax.Array) -> jax.Array:
+    """Two sums modulo 2^32 in which every element's bits are weighed by its place.
+
+    Integer sums do not depend on their order, so neither does the result on the sharding.
+    """
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+    place = jnp.zeros((), jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        shape = [1] * leaf.ndim
+        shape[axis] = size
+        place = place * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32).reshape(shape)
+    mixed = (bits ^ (bits >> 15)) * jnp.uint32(0x2C1B3C6D)
+    odd = place * jnp.uint32(2) + jnp.uint32(1)
+    return jnp.stack([(bits * odd).sum(dtype=jnp.uint32), (mixed * odd).sum(dtype=jnp.uint32)])
+
+
+def reference_logps(
+    model: Decoder,
+    weights: str,
+    data: TokenSet,
+    row_length: int,
+    rows: int,
+    compute: Compute,
+    cache: Path,
+    ids: np.ndarray | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Log-probs [items, S] under the reference, for all items or those of `ids`; others are NaN.
+
+    Kept under a fingerprint of the weights, the tokens and the dtype, looked up by item number, and
+    added to where a later run needs items that earlier ones did not.
+    """
+    about = {"weights": weights, "tokens": data.key, "dtype": compute.dtype, "version": 1}
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    file = cache / "reference" / f"{key}.npy"
+    known = np.full((len(data), data.sides), np.nan, np.float32)
+    if file.is_file():
+        known = np.load(file)
+        if known.shape != (len(data), data.sides):
+            raise ValueError(
+                f"{file}: it holds log-probs of {known.shape}, but the data are "
+                f"{(len(data), data.sides)}; delete the file."
+            )
+    wanted = np.arange(len(data)) if ids is None else np.unique(ids)
+    missing = wanted[np.isnan(known[wanted]).any(1)]
+    if len(missing):
+        fresh = score(model, data, row_length, rows, compute, missing, progress)
+        known[missing] = fresh[missing]
+        if jax.process_index() == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial.npy")
+            np.save(partial, known)
+            partial.replace(file)
+            file.with_suffix(".json").write_text(json.dumps(about, indent=2))
+    return known

@@ -1,0 +1,83 @@
+"""What a run shows at its end: one table, and answers before and after."""
+
+import resource
+import sys
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from alignjax import evaluation, metrics
+from alignjax.progress import console
+from alignjax.run import Baseline, Run
+
+_ROWS = {
+    "rewards/accuracies": ("held-out preference accuracy", "{:.1%}", "{:+.1%}"),
+    "rewards/margins": ("held-out margin", "{:.4f}", "{:+.4f}"),
+    "loss": ("held-out loss", "{:.4f}", "{:+.4f}"),
+}
+
+
+def show(run: Run, base: Baseline, before: list[dict], after: list[dict], exported) -> None:
+    """Prints the table of a finished run from what its directory holds."""
+    steps = len(run.steps)
+    table = Table(title=f"{run.config.name}: {steps} steps", title_justify="left")
+    for name, justify in (("", "left"), ("step 0", "right"), (f"step {steps}", "right")):
+        table.add_column(name, justify=justify, overflow="fold")
+    table.add_column("change [95 % interval]", justify="right", overflow="fold")
+    if run.held_out:
+        final = np.load(run.directory / "eval" / f"step-{steps}.npy")
+        start, end = (
+            evaluation.item_terms(run.stage, logps, base.ref_held_out, run.held_out)
+            for logps in (base.logps_held_out, final)
+        )
+        for name, (title, value, change) in _ROWS.items():
+            if name in start:
+                title = f"{title} ({len(run.held_out)} {run.stage.unit})"
+                table.add_row(title, *_compared(start[name], end[name], value, change))
+        if run.stage.name == "dpo":
+            longer = f"{evaluation.longer_wins(run.held_out):.1%}"
+            table.add_row('accuracy of "the longer answer wins"', longer, longer, "")
+    ruled = [(b["follows"], a["follows"]) for b, a in zip(before, after, strict=True) if "rule" in b]
+    if ruled:
+        start, end = ((np.array(side, float), np.ones(len(ruled))) for side in zip(*ruled, strict=True))
+        title = f"sampled answers that follow the instruction ({len(ruled)})"
+        table.add_row(title, *_compared(start, end, "{:.1%}", "{:+.1%}"))
+    for title, value in _facts(run):
+        table.add_row(title, "", value, "")
+    table.add_row("export", "", Text(str(exported), overflow="fold"), "")
+    console.print(table)
+    for b, a in list(zip(before, after, strict=True))[: run.config.samples.show]:
+        console.print(Text("prompt  ", "bold") + Text(b["prompt"]))
+        console.print(Text("before  ", "bold") + Text(b["answer"]) + _mark(b))
+        console.print(Text("after   ", "bold") + Text(a["answer"]) + _mark(a) + Text("\n"))
+
+
+def _compared(start, end, value: str, change: str) -> tuple[str, str, str]:
+    low, high = evaluation.paired_bootstrap(start, end)
+    first, last = (values.sum() / counts.sum() for values, counts in (start, end))
+    interval = f"{change.format(last - first)} [{change.format(low)}, {change.format(high)}]"
+    return value.format(first), value.format(last), interval
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    lines = [
+        line
+        for line in metrics.read(run.directory / "metrics.jsonl")
+        if "tokens_per_second" in line
+    ]
+    tokens = np.diff([0] + [line["num_tokens"] for line in lines])
+    seconds = sum(n / line["tokens_per_second"] for n, line in zip(tokens, lines, strict=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return [
+        ("useful (non-padding) tokens a second, training", f"{tokens.sum() / seconds:.0f}"),
+        ("tokens trained on", f"{tokens.sum()}"),
+        ("peak memory of this process", f"{peak / 2**30:.2f} GiB"),
+    ]
+
+
+def _mark(line: dict) -> Text:
+    if "follows" not in line:
+        return Text("")
+    return Text("  [follows]", "green") if line["follows"] else Text("  [does not follow]", "red")

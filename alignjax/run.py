@@ -1,0 +1,177 @@
+"""Everything a run needs before its first step: model source, tokens, plan, reference."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from alignjax import config as configs
+from alignjax import evaluation, reference
+from alignjax.data.batches import PackedSteps, packed_steps
+from alignjax.data.chat import load_tokenizer
+from alignjax.data.packing import plan_training
+from alignjax.data.tokens import TokenSet, token_set
+from alignjax.files import whole_directory
+from alignjax.models.decoder import Decoder
+from alignjax.progress import phase, say
+from alignjax.sharding import axis_size, check_divides
+from alignjax.stages import Stage, stage_of
+from alignjax.weights.fetch import open_model
+from alignjax.weights.source import Source, decoder_config
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it was planned; nothing here changes while it trains."""
+
+    config: configs.SFT | configs.DPO
+    stage: Stage
+    directory: Path
+    source: Source
+    tokenizer: object
+    train: TokenSet
+    held_out: TokenSet | None
+    steps: PackedSteps
+    rows: int  # of a micro-batch
+
+    def eos_ids(self) -> list[int]:
+        """Every token that ends an answer: generation_config.json's, the model's, the tokenizer's."""
+        found = {self.tokenizer.eos_token_id}
+        generation = self.source.tokenizer_dir / "generation_config.json"
+        stored = [self.source.config.get("eos_token_id")]
+        if generation.is_file():
+            stored.append(json.loads(generation.read_text()).get("eos_token_id"))
+        for value in stored:
+            found |= set(value) if isinstance(value, list) else {value}
+        return sorted(found - {None})
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What is known of the model before training, kept in the run directory for a resumed run."""
+
+    ref_train: np.ndarray | None  # float32 [items, S]
+    ref_held_out: np.ndarray | None
+    logps_held_out: np.ndarray | None  # of the model before its first step
+
+
+def prepare(config: configs.SFT | configs.DPO) -> Run:
+    """Opens the model, tokenizes, and plans every step; prints what will be trained."""
+    stage = stage_of(config)
+    cache = configs.cache_dir(config)
+    source = open_model(config.model.path, cache)
+    check_divides(decoder_config(source).dimensions())
+    tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)
+    data = []
+    for held_out in (False, True):
+        with phase("tokenizing " + ("held-out rows" if held_out else "training rows")) as update:
+            data.append(
+                token_set(
+                    config.data,
+                    stage.name,
+                    held_out,
+                    tokenizer,
+                    source.tokenizer_dir,
+                    cache,
+                    update,
+                )
+            )
+    train, held_out = data
+    if not len(train):
+        raise ValueError(
+            f"{train.file}: no row is left to train on with data.split={config.data.split!r} "
+            f"(dropped: {train.dropped or 'none'})."
+        )
+    plan = plan_training(train.lengths(), config.batch, config.seed)
+    rows = config.batch.rows_per_device * axis_size("batch")
+    run = Run(
+        config,
+        stage,
+        configs.run_dir(config),
+        source,
+        tokenizer,
+        train,
+        held_out if len(held_out) else None,
+        packed_steps(train, plan, rows),
+        rows,
+    )
+    _describe(run)
+    return run
+
+
+def _describe(run: Run) -> None:
+    steps, plan, config = run.steps, run.steps.plan, run.config
+    useful = steps.useful_tokens()
+    rows = np.diff(plan.steps)
+    fill = useful.sum() / (rows.sum() * plan.row_length)
+    items = [len(plan.step_items(i)) for i in range(len(plan))]
+    epochs = sum(items) / len(run.train)
+    dropped = sum(n for reason, n in run.train.dropped.items() if "kept" not in reason)
+    say(
+        f"{run.stage.name}: {len(run.train)} {run.stage.unit} to train on "
+        f"({len(run.train) / (len(run.train) + dropped):.1%} of the data"
+        f"{''.join(f'; {n} {why}' for why, n in run.train.dropped.items())}), "
+        f"{len(run.held_out) if run.held_out else 0} held out"
+    )
+    say(
+        f"a step: {np.mean(items):.1f} {run.stage.unit}, {rows.mean():.1f} rows of "
+        f"{plan.row_length}, {useful.mean():.0f} tokens, fill {fill:.1%}; {len(plan)} steps, "
+        f"{epochs:.2f} epochs, {config.compute.dtype} on {jax.device_count()} "
+        f"{jax.devices()[0].platform} device(s)"
+    )
+
+
+def baseline(run: Run, model: Decoder) -> Baseline:
+    """Scores the model before training, by the function that scores it later, and keeps the result."""
+    config = run.config
+    ref_train = ref_held_out = logps = None
+    score_args = (config.batch.row_length, run.rows, config.compute)
+    if run.stage.needs_reference:
+        weights = reference.fingerprint(model)
+        cache = configs.cache_dir(config)
+        planned = np.unique(run.steps.plan.items)
+        with phase("reference log-probs, training", len(planned)) as update:
+            ref_train = reference.reference_logps(
+                model, weights, run.train, *score_args, cache, planned, update
+            )
+        if run.held_out:
+            with phase("reference log-probs, held out", len(run.held_out)) as update:
+                ref_held_out = reference.reference_logps(
+                    model, weights, run.held_out, *score_args, cache, None, update
+                )
+        logps = ref_held_out  # before its first step the policy is the reference
+    elif run.held_out:
+        with phase("scoring held-out rows", len(run.held_out)) as update:
+            logps = evaluation.score(model, run.held_out, *score_args, progress=update)
+    found = Baseline(ref_train, ref_held_out, logps)
+    if jax.process_index() == 0:
+        with whole_directory(_baseline_dir(run)) as partial:
+            for name, array in vars(found).items():
+                if array is not None:
+                    np.save(partial / f"{name}.npy", array)
+            (partial / "tokens.json").write_text(json.dumps(_token_keys(run)))
+    return found
+
+
+def stored_baseline(run: Run) -> Baseline | None:
+    """The baseline that an earlier start of this run kept, or None."""
+    directory = _baseline_dir(run)
+    if not directory.is_dir():
+        return None
+    if json.loads((directory / "tokens.json").read_text()) != _token_keys(run):
+        raise ValueError(
+            f"{run.directory}: it belongs to a run on other data; choose another --run_dir, or "
+            "delete it."
+        )
+    arrays = {file.stem: np.load(file) for file in directory.glob("*.npy")}
+    return Baseline(*(arrays.get(name) for name in Baseline.__dataclass_fields__))
+
+
+def _baseline_dir(run: Run) -> Path:
+    return run.directory / "baseline"
+
+
+def _token_keys(run: Run) -> list:
+    return [run.train.key, run.held_out.key if run.held_out else None]

@@ -1,0 +1,61 @@
+"""Answers to held-out prompts, before and after training."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from alignjax.data.chat import render
+from alignjax.data.tokens import examples
+from alignjax.files import write_whole
+from alignjax.generation.native import generate
+from alignjax.models.decoder import Decoder
+from alignjax.progress import phase
+from alignjax.rules import follows
+from alignjax.run import Run
+
+
+def sample(run: Run, model: Decoder, step: int) -> list[dict]:
+    """Answers `samples.prompts` held-out prompts; kept in the run directory, and read from there.
+
+    Each is {prompt, answer} and, where the row names a rule, whether the answer follows it.
+    """
+    file = run.directory / "samples" / f"step-{step}.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    wanted = run.config.samples
+    found = [
+        example
+        for example in examples(run.config.data, run.stage.name, held_out=True)
+        if isinstance(example.sides[0].prompt, list) and example.sides[0].prompt
+    ]
+    count = min(wanted.prompts, len(found))
+    chosen = np.sort(np.random.default_rng(run.config.seed).permutation(len(found))[:count])
+    found = [found[i] for i in chosen]
+    prompts = [render(run.tokenizer, example.sides[0].prompt, generate=True) for example in found]
+    with phase(f"answers at step {step}", len(prompts)) as update:
+        ids = generate(
+            model,
+            [run.tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts],
+            run.eos_ids(),
+            wanted.max_tokens,
+            wanted.temperature,
+            run.config.seed,
+            wanted.batch,
+            run.config.compute,
+            update,
+        )
+    result = []
+    for example, answer in zip(found, ids, strict=True):
+        text = run.tokenizer.decode(answer, skip_special_tokens=True)
+        line = {"prompt": example.sides[0].prompt[-1]["content"], "answer": text}
+        if "rule" in example.row:
+            row = example.row
+            line |= {"rule": row["rule"], "follows": follows(row["rule"], row["rule_value"], text)}
+        result.append(line)
+    _write(file, result)
+    return result
+
+
+def _write(file: Path, result: list[dict]) -> None:
+    write_whole(file, json.dumps(result, indent=1, ensure_ascii=False))

@@ -1,0 +1,106 @@
+"""The mesh and where every array lies on it. The only file that names mesh axes.
+
+Shardings are explicit (JAX's default since 0.9): `use_mesh` is called once, by the command, and
+arrays are born with the sharding that `spec` gives. Everything else speaks of logical axes.
+"""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+AXES = ("replica", "fsdp", "tensor")
+
+# Logical axis -> mesh axis. An axis that is not here, or None, is not split.
+RULES = {
+    "batch": ("replica", "fsdp"),  # rows of a batch
+    "embed": "fsdp",  # model dimension of the weights; gathered where a weight is used
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+
+def spec(*axes: str | None) -> jax.P:
+    """Partition of an array whose dimensions carry these logical axes."""
+    return jax.P(*(None if axis is None else RULES[axis] for axis in axes))
+
+
+def gathered(stored: jax.P) -> jax.P:
+    """Partition in which a weight stored as `stored` is used: whole along the model dimension."""
+    return jax.P(*(None if axis == RULES["embed"] else axis for axis in stored))
+
+
+def use_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1) -> jax.sharding.Mesh:
+    """Sets the mesh for the process; one size may be -1 and takes the devices left over."""
+    devices = jax.device_count()
+    sizes = [replica, fsdp, tensor]
+    if sizes.count(-1) == 1 and devices % -int(np.prod(sizes)) == 0:
+        sizes[sizes.index(-1)] = devices // -int(np.prod(sizes))
+    if min(sizes) < 1 or int(np.prod(sizes)) != devices:
+        raise ValueError(
+            f"mesh replica={replica} x fsdp={fsdp} x tensor={tensor} does not fit {devices} "
+            f"devices: make the product {devices}, or set one of the sizes to -1."
+        )
+    mesh = jax.make_mesh(tuple(sizes), AXES)
+    jax.set_mesh(mesh)
+    return mesh
+
+
+def axis_size(axis: str) -> int:
+    """Number of parts into which the mesh in use splits a logical axis."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    rule = RULES[axis]
+    return int(np.prod([shape[name] for name in ((rule,) if isinstance(rule, str) else rule)]))
+
+
+def check_divides(dimensions: dict[str, tuple[int, str]]) -> None:
+    """Refuses a model that the mesh cannot split evenly.
+
+    `dimensions` maps what a user calls a dimension to its size and logical axis.
+    """
+    for name, (size, axis) in dimensions.items():
+        if size % axis_size(axis):
+            mine = [
+                other for other, logical in dimensions.values() if RULES[logical] == RULES[axis]
+            ]
+            common = int(np.gcd.reduce(mine))
+            works = [str(n) for n in range(1, common + 1) if common % n == 0]
+            raise ValueError(
+                f"The model's {name} ({size}) cannot be split over mesh.{RULES[axis]}="
+                f"{axis_size(axis)}; sizes that work for this model: {', '.join(works)}."
+            )
+
+
+def place(tree, *axes: str | None):
+    """Puts host arrays on the mesh, their leading dimensions split as the logical `axes` say.
+
+    Every process passes the same global arrays and keeps its own part.
+    """
+    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec(*axes))
+
+    def put(array):
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree)
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The whole of a sharded array, on every process."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def concrete(abstract):
+    """Abstract arrays from `jax.eval_shape`, each with a sharding on the mesh in use."""
+    mesh = jax.sharding.get_mesh()
+
+    def resolve(leaf):
+        stored = jax.P() if leaf.sharding is None else leaf.sharding.spec
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(mesh, stored)
+        )
+
+    return jax.tree.map(resolve, abstract)

