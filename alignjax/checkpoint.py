@@ -57,7 +57,7 @@ def save(manager, state: State, step: int, config, metrics: dict[str, float]) ->
 
 
 def restore(manager, step: int, like: State) -> State:
-    """A saved state on the mesh in use; `like` gives shapes and shardings (from `jax.eval_shape`)."""
+    """A saved state on the mesh in use; `like` (of `jax.eval_shape`) gives shapes and shardings."""
     wanted = concrete(like)
     found = manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_flat(wanted)))

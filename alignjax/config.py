@@ -1,7 +1,7 @@
 """Every knob of a run as frozen dataclasses, and loading a run's config by name.
 
-Imports no jax: a command parses its arguments before anything slow is imported. The comment behind a
-field is its help text.
+Imports no jax: a command parses its arguments before anything slow is imported. The comment behind
+a field is its help text.
 """
 
 import importlib.util
@@ -15,9 +15,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Model:
-    path: str = (
-        ""  # hub name ORG/NAME, Hugging Face directory, GGUF file, or "smollm2-135m-instruct"
-    )
+    path: str = ""  # ORG/NAME of a hub, model directory, GGUF file, or smollm2-135m-instruct
     chat_template: str = ""  # file of a Jinja chat template in place of the model's own
 
 
@@ -42,12 +40,10 @@ class Data:
     eval_path: str = ""  # JSONL file of the held-out rows; empty: the same file
     split: str = "train"  # rows to train on, by their `split` column if they have one
     eval_split: str = "test"  # held-out rows, by the same column
-    eval_fraction: float = (
-        0.0  # share of prompts held out, by hash, where no row is marked held out
-    )
+    eval_fraction: float = 0.0  # share of prompts held out, by hash, where no `split` column is
     strings: Literal["chat", "plain"] = "chat"  # string columns: turns of a chat, or text as it is
     train_on: Literal["all", "last"] = "all"  # sft: assistant turns that carry loss
-    max_length: int = 2048  # tokens a sequence may have
+    max_length: int = 1024  # tokens a sequence may have
     overlong: Literal["drop", "truncate"] = "drop"  # sft: what happens to longer ones (pairs: drop)
     cache_dir: str = ""  # token and reference caches; empty: $ALIGNJAX_CACHE or ~/.cache/alignjax
 
@@ -231,13 +227,12 @@ def check(config: SFT | DPO) -> None:
         raise ValueError("model.path is empty: name a model directory, ORG/NAME or GGUF file.")
     if not config.data.path:
         raise ValueError("data.path is empty: name a JSONL file of training rows.")
-    longest = config.data.max_length * (2 if own == "pairs" else 1)
-    if config.data.max_length > batch.row_length:
+    sides = 2 if own == "pairs" else 1  # both sides of a pair lie in one row
+    if config.data.max_length * sides > batch.row_length:
         raise ValueError(
-            f"data.max_length={config.data.max_length} is more than "
-            f"batch.row_length={batch.row_length}: make it {batch.row_length} or less."
+            f"data.max_length={config.data.max_length} does not fit {sides} to a row of "
+            f"batch.row_length={batch.row_length}: make it {batch.row_length // sides} or less."
         )
-    del longest
 
 
 def to_dict(config) -> dict:

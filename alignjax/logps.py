@@ -1,8 +1,8 @@
 """Log-probabilities of tokens and of sequences, with the output head fused in.
 
 No [tokens, vocabulary] array ever exists. B rows, M trained tokens of a row, N = B M, P items of a
-row, S sides of an item, D model, V vocabulary; the vocabulary is cut into C chunks, each of which the
-mesh splits into X parts of K entries.
+row, S sides of an item, D model, V vocabulary; the vocabulary is cut into C chunks, each of which
+the mesh splits into X parts of K entries.
 """
 
 from functools import partial
@@ -17,9 +17,7 @@ from alignjax.models.linear import gather
 from alignjax.sharding import axis_size, spec
 
 
-def sequence_logps(
-    model: Decoder, batch: Batch, compute: Compute
-) -> tuple[jax.Array, jax.Array]:
+def sequence_logps(model: Decoder, batch: Batch, compute: Compute) -> tuple[jax.Array, jax.Array]:
     """Summed log-probs of every packed sequence's trained tokens, and how many those are.
 
     Both float32 [B, P, S], 0 where a row holds no such sequence. Only hidden states that predict a
@@ -56,9 +54,9 @@ def token_logps(
 ) -> jax.Array:
     """log softmax(h W^T)[token], float32 [N].
 
-    One pass over chunks of about `chunk` vocabulary entries keeps a running log-sum-exp; the backward
-    pass makes each chunk's logits once more, and reduces each chunk of the head's gradient over the
-    mesh once, in `reduce_dtype`.
+    One pass over chunks of about `chunk` vocabulary entries keeps a running log-sum-exp; the
+    backward pass makes each chunk's logits once more, and reduces each chunk of the head's gradient
+    over the mesh once, in `reduce_dtype`.
     """
     return _forward(h_ND, head_VD, tokens_N, chunk, reduce_dtype)[0]
 
@@ -68,7 +66,8 @@ def _chunks(head_VD: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     vocab, width = head_VD.shape
     parts = axis_size("vocab")
     local = vocab // parts
-    count = next(n for n in range(max(1, vocab // chunk), local + 1) if local % n == 0)
+    fewest = min(local, max(1, vocab // chunk))
+    count = next(n for n in range(fewest, local + 1) if local % n == 0)
     rows, columns = jax.typeof(head_VD).sharding.spec
     cut_XCKD = head_VD.reshape(
         (parts, count, local // count, width), out_sharding=jax.P(rows, None, None, columns)
@@ -103,9 +102,8 @@ def _forward(h_ND, head_VD, tokens_N, chunk, reduce_dtype):
         hits_NXK = _hits(tokens_N, start_X, part_XKD.shape[1])
         return (new_N, total_N, own_N + jnp.where(hits_NXK, logits_NXK, 0).sum((1, 2))), None
 
-    zeros_N = jnp.zeros_like(tokens_N, jnp.float32)
-    lowest_N = jnp.full_like(tokens_N, jnp.finfo(jnp.float32).min, jnp.float32)
-    start = (lowest_N, zeros_N, zeros_N)
+    zeros_N = jnp.zeros(tokens_N.shape, jnp.float32, out_sharding=spec("batch"))
+    start = (zeros_N + jnp.finfo(jnp.float32).min, zeros_N, zeros_N)
     (top_N, total_N, own_N), _ = jax.lax.scan(step, start, _chunks(head_VD, chunk))
     lse_N = top_N + jnp.log(total_N)
     return own_N - lse_N, (h_ND, head_VD, tokens_N, lse_N)
@@ -136,7 +134,7 @@ def _backward(chunk, reduce_dtype, saved, g_N):
         )
         return dh_ND, dpart_XKD.astype(head_VD.dtype)
 
-    zeros_ND = jnp.zeros_like(h_ND, jnp.float32)
+    zeros_ND = jnp.zeros(h_ND.shape, jnp.float32, out_sharding=spec("batch", None))
     dh_ND, dhead_CXKD = jax.lax.scan(step, zeros_ND, _chunks(head_VD, chunk))
     stored = jax.typeof(head_VD).sharding.spec
     dhead_VD = dhead_CXKD.swapaxes(0, 1).reshape(head_VD.shape, out_sharding=stored)

@@ -57,9 +57,7 @@ def fit(run: Run, state: State, first: int, base: Baseline, manager) -> State:
             pending = (index, now)
             done = index + 1
             due = done % config.log.every == 0 or done == total
-            evaluating = bool(run.held_out) and (
-                done % config.log.eval_every == 0 or done == total
-            )
+            evaluating = bool(run.held_out) and (done % config.log.eval_every == 0 or done == total)
             saving = done % config.checkpoint.every == 0 or done == total
             if not (due or evaluating or saving):
                 continue

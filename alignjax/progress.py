@@ -17,8 +17,10 @@ from rich.progress import (
 )
 
 LOG_SECONDS = 10  # between lines of a phase in a log
+LOG_WIDTH = 110  # columns of a table in a log
 
-console = Console(highlight=False, soft_wrap=True, quiet=False)
+_terminal = sys.stdout.isatty()
+console = Console(highlight=False, soft_wrap=True, width=None if _terminal else LOG_WIDTH)
 
 
 def only_first_process(index: int) -> None:
@@ -36,8 +38,8 @@ def say(text: str) -> None:
 def phase(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """Shows that `title` is under way; yields `update(done, note)`.
 
-    On a terminal a spinner, with a bar where `total` is given, and the time left. Elsewhere a line at
-    the start, one each 10 seconds that bring an update, and one at the end.
+    On a terminal a spinner, with a bar where `total` is given, and the time left. Elsewhere a line
+    at the start, one each 10 seconds that bring an update, and one at the end.
     """
     started = time.monotonic()
     if console.is_terminal and not console.quiet:

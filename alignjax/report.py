@@ -21,10 +21,12 @@ _ROWS = {
 def show(run: Run, base: Baseline, before: list[dict], after: list[dict], exported) -> None:
     """Prints the table of a finished run from what its directory holds."""
     steps = len(run.steps)
-    table = Table(title=f"{run.config.name}: {steps} steps", title_justify="left")
-    for name, justify in (("", "left"), ("step 0", "right"), (f"step {steps}", "right")):
-        table.add_column(name, justify=justify, overflow="fold")
-    table.add_column("change [95 % interval]", justify="right", overflow="fold")
+    held_out = f", {len(run.held_out)} {run.stage.unit} held out" if run.held_out else ""
+    title = f"{run.config.name}: {steps} steps on {run.config.model.path}{held_out}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("", overflow="fold")
+    for name in ("step 0", f"step {steps}", "change [95 % interval]"):
+        table.add_column(name, justify="right", overflow="fold")
     if run.held_out:
         final = np.load(run.directory / "eval" / f"step-{steps}.npy")
         start, end = (
@@ -33,20 +35,22 @@ def show(run: Run, base: Baseline, before: list[dict], after: list[dict], export
         )
         for name, (title, value, change) in _ROWS.items():
             if name in start:
-                title = f"{title} ({len(run.held_out)} {run.stage.unit})"
                 table.add_row(title, *_compared(start[name], end[name], value, change))
         if run.stage.name == "dpo":
             longer = f"{evaluation.longer_wins(run.held_out):.1%}"
             table.add_row('accuracy of "the longer answer wins"', longer, longer, "")
-    ruled = [(b["follows"], a["follows"]) for b, a in zip(before, after, strict=True) if "rule" in b]
+    ruled = [answers for answers in zip(before, after, strict=True) if "rule" in answers[0]]
     if ruled:
-        start, end = ((np.array(side, float), np.ones(len(ruled))) for side in zip(*ruled, strict=True))
-        title = f"sampled answers that follow the instruction ({len(ruled)})"
+        start, end = (
+            (np.array([pair[side]["follows"] for pair in ruled], float), np.ones(len(ruled)))
+            for side in (0, 1)
+        )
+        title = f"answers that follow the rule ({len(ruled)} sampled)"
         table.add_row(title, *_compared(start, end, "{:.1%}", "{:+.1%}"))
     for title, value in _facts(run):
         table.add_row(title, "", value, "")
-    table.add_row("export", "", Text(str(exported), overflow="fold"), "")
     console.print(table)
+    console.print(Text("export  ", "bold") + Text(f"{exported}\n"))
     for b, a in list(zip(before, after, strict=True))[: run.config.samples.show]:
         console.print(Text("prompt  ", "bold") + Text(b["prompt"]))
         console.print(Text("before  ", "bold") + Text(b["answer"]) + _mark(b))
@@ -71,9 +75,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return [
-        ("useful (non-padding) tokens a second, training", f"{tokens.sum() / seconds:.0f}"),
+        ("useful tokens a second in training", f"{tokens.sum() / seconds:.0f}"),
         ("tokens trained on", f"{tokens.sum()}"),
-        ("peak memory of this process", f"{peak / 2**30:.2f} GiB"),
+        ("peak memory of the process", f"{peak / 2**30:.2f} GiB"),
     ]
 
 

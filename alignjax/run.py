@@ -37,7 +37,7 @@ class Run:
     rows: int  # of a micro-batch
 
     def eos_ids(self) -> list[int]:
-        """Every token that ends an answer: generation_config.json's, the model's, the tokenizer's."""
+        """Every token that ends an answer, by generation config, model config and tokenizer."""
         found = {self.tokenizer.eos_token_id}
         generation = self.source.tokenizer_dir / "generation_config.json"
         stored = [self.source.config.get("eos_token_id")]
@@ -124,7 +124,7 @@ def _describe(run: Run) -> None:
 
 
 def baseline(run: Run, model: Decoder) -> Baseline:
-    """Scores the model before training, by the function that scores it later, and keeps the result."""
+    """Scores the model before training, as it is scored later, and keeps the result."""
     config = run.config
     ref_train = ref_held_out = logps = None
     score_args = (config.batch.row_length, run.rows, config.compute)

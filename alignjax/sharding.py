@@ -35,8 +35,9 @@ def use_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1) -> jax.sharding.
     """Sets the mesh for the process; one size may be -1 and takes the devices left over."""
     devices = jax.device_count()
     sizes = [replica, fsdp, tensor]
-    if sizes.count(-1) == 1 and devices % -int(np.prod(sizes)) == 0:
-        sizes[sizes.index(-1)] = devices // -int(np.prod(sizes))
+    given = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) == 1 and given > 0 and devices % given == 0:
+        sizes[sizes.index(-1)] = devices // given
     if min(sizes) < 1 or int(np.prod(sizes)) != devices:
         raise ValueError(
             f"mesh replica={replica} x fsdp={fsdp} x tensor={tensor} does not fit {devices} "

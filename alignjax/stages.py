@@ -1,7 +1,7 @@
 """What each training stage minimises and reports, as functions of log-probabilities.
 
-P items (pairs, or conversations), S sides of an item. The same terms serve the training step, on the
-items of a row, and the evaluation, on all items of a data set.
+P items (pairs, or conversations), S sides of an item. The same terms serve the training step, on
+the items of a row, and the evaluation, on all items of a data set.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from alignjax.data.batches import Batch
 from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
 
-# name -> (values, counts), both [..., P]: a metric is the sum of its values over the sum of its counts
+# name -> (values, counts), both [..., P]; the metric is sum(values) / sum(counts)
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 
 

@@ -27,6 +27,30 @@ def init_state(model: Decoder, tx: optax.GradientTransformation) -> State:
     return State(model, jax.jit(tx.init)(model), jnp.zeros((), jnp.int32))
 
 
+def gradients(
+    model: Decoder, batch: Batch, micro_batches: jax.Array, stage: Stage, compute: Compute
+) -> tuple[Decoder, dict[str, jax.Array]]:
+    """Gradient and metrics of the first `micro_batches` of a batch [A, B, ...].
+
+    The gradient is that of the loss summed over the whole batch divided by its count, accumulated
+    in float32, so micro-batches, devices and padding do not change it.
+    """
+    grad = jax.grad(partial(batch_loss, stage=stage, compute=compute), has_aux=True)
+
+    def add(i, sums):
+        one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
+        return jax.tree.map(jnp.add, sums, grad(model, one))
+
+    shapes = jax.eval_shape(grad, model, jax.tree.map(lambda x: x[0], batch))
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, out_sharding=leaf.sharding.spec), shapes
+    )
+    grads, sums = jax.lax.fori_loop(0, micro_batches, add, zeros)
+    count = sums["loss"][1]
+    metrics = {name: total / number for name, (total, number) in sums.items()}
+    return jax.tree.map(lambda g: g / count, grads), metrics
+
+
 @partial(jax.jit, static_argnames=("stage", "compute", "tx"), donate_argnames="state")
 def train_step(
     state: State,
@@ -40,29 +64,13 @@ def train_step(
 ) -> tuple[State, dict[str, jax.Array]]:
     """Takes step number `index` on the first `micro_batches` of a batch [A, B, ...].
 
-    The gradient is that of the summed loss over the whole batch divided by its count, so micro-batches,
-    devices and padding do not change it. A step whose loss or gradient is not finite changes nothing,
-    and neither does any later one: `state.step` stays behind `index`.
+    A step whose loss or gradient is not finite changes nothing, and neither does any later one:
+    `state.step` stays behind `index`.
     """
-    loss = partial(batch_loss, stage=stage, compute=compute)
-    grad = jax.grad(loss, has_aux=True)
-
-    def add(i, sums):
-        one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
-        return jax.tree.map(jnp.add, sums, grad(state.model, one))
-
-    first = jax.tree.map(lambda x: x[0], batch)
-    shapes = jax.eval_shape(grad, state.model, first)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, out_sharding=leaf.sharding.spec), shapes
-    )
-    grads, sums = jax.lax.fori_loop(0, micro_batches, add, zeros)
-    count = sums["loss"][1]
-    grads = jax.tree.map(lambda g: g / count, grads)
-    norm = optax.global_norm(grads)
-    metrics = {name: total / number for name, (total, number) in sums.items()}
-    metrics["grad_norm"] = norm
-    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (state.step == index)
+    grads, metrics = gradients(state.model, batch, micro_batches, stage, compute)
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    good = finite & (state.step == index)
 
     updates, moments = tx.update(grads, state.optimizer, state.model)
     new = State(optax.apply_updates(state.model, updates), moments, state.step + 1)

@@ -1,7 +1,7 @@
 """Conversations -> token ids and the mask of trained tokens.
 
-Which tokens are trained follows from spans of the rendered text, never from token ids: the text of a
-conversation is rendered up to a turn's header and through its end, and tokens inside are its own.
+Which tokens are trained follows from spans of the rendered text, never from token ids: the text of
+a conversation is rendered up to a turn's header and through its end; tokens inside are its own.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ _MARK = "\x02the answer\x03"  # stands for an answer while the text around it is
 
 
 def load_tokenizer(directory: Path, chat_template: str = ""):
-    """The fast tokenizer of a model directory; `chat_template` names a file that replaces its own."""
+    """A model directory's fast tokenizer; `chat_template` names a file that replaces its own."""
     from transformers import AutoTokenizer
 
     try:
@@ -45,8 +45,8 @@ def encode_side(tokenizer, side: Side, train_on: str, where: str) -> tuple[list[
         return _encode_plain(tokenizer, side)
     if not tokenizer.chat_template:
         raise ValueError(
-            f"{where}: the model has no chat template; name one with --model.chat_template=FILE, or "
-            "set data.strings=plain for plain text."
+            f"{where}: the model has no chat template; name one with --model.chat_template=FILE, "
+            "or set data.strings=plain for plain text."
         )
     messages = [*side.prompt, *side.answer]
     turns = [
@@ -68,9 +68,7 @@ def _spans(tokenizer, messages, turns: list[int], where: str) -> tuple[str, list
         for i in turns:
             header = render(tokenizer, messages[:i], generate=True)
             through = render(tokenizer, messages[: i + 1])
-            marked = render(
-                tokenizer, [*messages[:i], {**messages[i], "content": _MARK}]
-            )
+            marked = render(tokenizer, [*messages[:i], {**messages[i], "content": _MARK}])
             tail = marked.partition(_MARK)[2]
             if not (text.startswith(through) and through.startswith(header)):
                 raise ValueError(
@@ -84,7 +82,7 @@ def _spans(tokenizer, messages, turns: list[int], where: str) -> tuple[str, list
 
 
 def _end_of_turn(tokenizer, tail: str) -> int:
-    """Characters of the text behind an answer that end its turn: through the first special token."""
+    """Characters behind an answer that end its turn: through the first special token."""
     ends = [
         tail.index(token) + len(token)
         for token in tokenizer.all_special_tokens + list(tokenizer.get_added_vocab())
@@ -108,8 +106,7 @@ def _encode_plain(tokenizer, side: Side) -> tuple[list[int], list[bool]]:
     ids = list(encoded.ids)
     special = encoded.special_tokens_mask
     mask = [
-        not special[i] and first >= len(side.prompt)
-        for i, (first, _) in enumerate(encoded.offsets)
+        not special[i] and first >= len(side.prompt) for i, (first, _) in enumerate(encoded.offsets)
     ]
     if ids[-1] == tokenizer.eos_token_id:
         mask[-1] = True

@@ -69,10 +69,10 @@ def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
 def plan_training(lengths: np.ndarray, batch: Batch, seed: int) -> Plan:
     """The plan of a whole run.
 
-    With `batch.pairs` or `batch.sequences` = N, every epoch is shuffled, the epochs follow each other
-    as one stream, and each N of it make a step, packed within the step; the last step of the run
-    takes what is left. With `batch.rows` = N every epoch is shuffled and packed as a whole, and each
-    N of the shuffled rows make a step.
+    With `batch.pairs` or `batch.sequences` = N, every epoch is shuffled, the epochs follow each
+    other as one stream, and each N of it make a step, packed within the step; the last step of the
+    run takes what is left. With `batch.rows` = N every epoch is shuffled and packed as a whole, and
+    each N of the shuffled rows make a step.
     """
     per_step = batch.pairs or batch.sequences
     packed_steps: list[list[list[int]]] = []

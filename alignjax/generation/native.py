@@ -32,7 +32,8 @@ def generate(
     `batch` prompts are answered at a time on each data-parallel device; `temperature` 0 is greedy.
     `progress` is told how many prompts are done.
     """
-    size = min(batch * axis_size("batch"), -(-len(prompts) // axis_size("batch")) * axis_size("batch"))
+    devices = axis_size("batch")
+    size = devices * min(batch, -(-len(prompts) // devices))
     length = -(-max(map(len, prompts)) // 16) * 16
     answers: list[list[int]] = []
     for start in range(0, len(prompts), size):

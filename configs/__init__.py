@@ -1,0 +1,1 @@
+"""Run configs: one Python file a run, loaded by name by `alignjax.config`."""

@@ -1,0 +1,194 @@
+"""Eight fake devices for every test; random tiny Llama models in Hugging Face's form."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from alignjax import sharding
+from alignjax.models.decoder import DecoderConfig
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def mesh(replica: int = 1, fsdp: int = 1, tensor: int = 1) -> None:
+    """Sets a mesh over the first devices only, so that one process can compare several."""
+    count = replica * fsdp * tensor
+    jax.set_mesh(
+        jax.make_mesh((replica, fsdp, tensor), sharding.AXES, devices=jax.devices()[:count])
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_device():
+    mesh()
+
+
+def tiny_config(tied: bool = True, **changes) -> DecoderConfig:
+    sizes = dict(
+        vocab_size=128,
+        hidden_size=32,
+        layers=3,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        mlp_size=64,
+        rope_theta=5e5,
+        norm_eps=1e-5,
+        tied_head=tied,
+    )
+    return DecoderConfig(**(sizes | changes))
+
+
+def hf_config(c: DecoderConfig) -> dict:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_dim,
+        "intermediate_size": c.mlp_size,
+        "rope_theta": c.rope_theta,
+        "rms_norm_eps": c.norm_eps,
+        "tie_word_embeddings": c.tied_head,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "max_position_embeddings": 512,
+        "eos_token_id": 2,
+        "torch_dtype": "float32",
+    }
+
+
+def write_tokenizer(directory: Path, vocab_size: int = 128) -> None:
+    """A byte-level tokenizer with ChatML's special tokens and template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    ascii_only = sorted(c for c in pre_tokenizers.ByteLevel.alphabet() if ord(c) < 127)
+    vocab = {token: i for i, token in enumerate([*special, "Ġ", "Ċ", *ascii_only])}
+    assert len(vocab) <= vocab_size
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        additional_special_tokens=special,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + "
+        "'<|im_end|>' + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    fast.save_pretrained(directory)
+
+
+def write_model(
+    directory: Path, c: DecoderConfig, seed: int = 0, dtype="float32", files: int = 1
+) -> dict[str, np.ndarray]:
+    """A Hugging Face directory of random weights; returns its tensors."""
+    from safetensors.numpy import save_file
+
+    from alignjax.models.families import TENSORS, tensor_names
+
+    rng = np.random.default_rng(seed)
+    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    shapes = {
+        "q": (q, c.hidden_size),
+        "k": (kv, c.hidden_size),
+        "v": (kv, c.hidden_size),
+        "o": (c.hidden_size, q),
+        "gate": (c.mlp_size, c.hidden_size),
+        "up": (c.mlp_size, c.hidden_size),
+        "down": (c.hidden_size, c.mlp_size),
+        "embed": (c.vocab_size, c.hidden_size),
+        "head": (c.vocab_size, c.hidden_size),
+    }
+    tensors = {}
+    for leaf in TENSORS:
+        if leaf == "head" and c.tied_head:
+            continue
+        for name in tensor_names(leaf, c.layers):
+            short = leaf.removeprefix("blocks.")
+            if short.endswith("norm"):
+                array = 1 + 0.1 * rng.standard_normal(c.hidden_size)
+            else:
+                array = 0.1 * rng.standard_normal(shapes[short])
+            tensors[name] = array.astype(np.float32).astype(dtype)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(hf_config(c)))
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
+    write_tokenizer(directory, c.vocab_size)
+    names = list(tensors)
+    if files == 1:
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        return tensors
+    weight_map = {}
+    for i in range(files):
+        file = f"model-{i + 1:05d}-of-{files:05d}.safetensors"
+        part = names[i::files]
+        save_file({n: tensors[n] for n in part}, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return tensors
+
+
+def write_pairs(file: Path, count: int, held_out: int = 0, seed: int = 0) -> None:
+    """Preference rows of random words, of uneven lengths."""
+    rng = np.random.default_rng(seed)
+    words = "red green blue one two three four five sun moon sea sky".split()
+
+    def text(low: int, high: int) -> str:
+        return " ".join(rng.choice(words, rng.integers(low, high)))
+
+    with file.open("w") as out:
+        for i in range(count + held_out):
+            row = {
+                "prompt": f"{i} {text(1, 4)}",
+                "chosen": text(1, 6),
+                "rejected": text(1, 6) + " no",
+                "split": "train" if i < count else "test",
+            }
+            out.write(json.dumps(row) + "\n")
+
+
+def random_batch(c: DecoderConfig, rng, rows: int, length: int, lengths: list[list[int]], sides=2):
+    """Packed rows of random tokens: `lengths` gives the sequences of each row; no padding rule is
+    assumed but the one `Batch` states."""
+    from alignjax.data.batches import Batch
+
+    places = max(len(row) // sides for row in lengths)
+    tokens, positions, segments = (np.zeros((rows, length), np.int32) for _ in range(3))
+    items = np.zeros((rows, places), np.int32)
+    ref = np.zeros((rows, places, sides), np.float32)
+    targets = np.zeros((rows, length), np.int32)
+    number = 0
+    for r, row in enumerate(lengths):
+        at, trained = 0, []
+        for s, n in enumerate(row):
+            tokens[r, at : at + n] = rng.integers(3, c.vocab_size, n)
+            positions[r, at : at + n] = np.arange(n)
+            segments[r, at : at + n] = s + 1
+            trained += [at + i for i in range(1, n) if i >= n // 2]
+            at += n
+        targets[r, : len(trained)] = trained
+        for p in range(len(row) // sides):
+            number += 1
+            items[r, p] = number
+            ref[r, p] = rng.standard_normal(sides)
+    return Batch(tokens, positions, segments, targets, items, ref)

@@ -1,0 +1,220 @@
+"""The training step: packing, devices, micro-batches and recomputation never change it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import mesh, random_batch, tiny_config
+
+from alignjax import optim, step
+from alignjax.config import DPO, SFT, Compute, Optimizer
+from alignjax.data.batches import Batch
+from alignjax.models import decoder
+from alignjax.sharding import place, to_host
+from alignjax.stages import batch_loss, stage_of
+from alignjax.step import init_state, score_step, train_step
+from alignjax.weights.source import leaf_name
+
+F32 = Compute(dtype="float32", remat="none", vocab_chunk=32)
+# Sequences of each row, of uneven lengths and trained parts.
+LENGTHS = [[9, 7, 12, 5], [20, 11], [6, 6, 6, 13], [15, 14], [8, 19], [31, 9], [5, 7, 11, 9], [4, 4]]
+
+
+def packed(sides: int = 2) -> Batch:
+    return random_batch(tiny_config(), np.random.default_rng(3), 8, 48, LENGTHS, sides)
+
+
+def one_a_row(batch: Batch, sides: int) -> Batch:
+    """The same items, one to a row: pairs keep their two sides."""
+    rows = []
+    for r in range(len(batch.tokens)):
+        for p in np.flatnonzero(batch.items[r]):
+            row = Batch(*(np.zeros_like(a[r]) for a in batch))
+            row = row._replace(items=row.items[:1], ref=row.ref[:1])
+            at, targets = 0, []
+            for s in range(sides):
+                here = np.flatnonzero(batch.segments[r] == sides * p + s + 1)
+                trained = here[np.isin(here, batch.targets[r][batch.targets[r] > 0])]
+                n = len(here)
+                row.tokens[at : at + n] = batch.tokens[r, here]
+                row.positions[at : at + n] = batch.positions[r, here]
+                row.segments[at : at + n] = s + 1
+                targets += (trained - here[0] + at).tolist()
+                at += n
+            row.targets[: len(targets)] = targets
+            row.items[0], row.ref[0] = batch.items[r, p], batch.ref[r, p]
+            rows.append(row)
+    return Batch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
+
+
+def gradients(batch: Batch, micro: int, stage, compute=F32, tied=True):
+    """Metrics and gradients of a whole step, on the host."""
+    model = decoder.init(tiny_config(tied), jax.random.key(0))
+    lead = jax.tree.map(lambda a: a.reshape(micro, -1, *a.shape[1:]), batch)
+    fn = jax.jit(step.gradients, static_argnames=("stage", "compute"))
+    grads, metrics = fn(model, place(lead, None, "batch"), np.int32(micro), stage, compute)
+    return {n: float(value) for n, value in metrics.items()}, jax.tree.map(to_host, grads)
+
+
+def assert_same(one, other, tolerance=1e-5):
+    """Per leaf, the norm of the difference over the norm; a leaf that should be zero is zero."""
+    assert one[0] == pytest.approx(other[0], rel=1e-5, abs=1e-6)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one[1]), jax.tree.leaves(other[1]), strict=True
+    ):
+        if not np.any(a):
+            assert not np.any(b), leaf_name(path)
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(a), leaf_name(path)
+
+
+STAGES = {"dpo": (stage_of(DPO(beta=0.1, label_smoothing=0.1)), 2), "sft": (stage_of(SFT()), 1)}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_packed_equals_one_item_a_row(name):
+    stage, sides = STAGES[name]
+    batch = packed(sides)
+    single = one_a_row(batch, sides)
+    assert len(single.tokens) == (batch.items > 0).sum() > len(batch.tokens)
+    assert_same(gradients(batch, 1, stage), gradients(single, 1, stage))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_micro_batches_change_nothing(name):
+    stage, sides = STAGES[name]
+    one = gradients(packed(sides), 1, stage)
+    assert_same(one, gradients(packed(sides), 4, stage))
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 4, 2), (2, 2, 2)])
+def test_devices_change_nothing(name, tied, sizes):
+    stage, sides = STAGES[name]
+    one = gradients(packed(sides), 1, stage, tied=tied)
+    mesh(*sizes)
+    assert_same(one, gradients(packed(sides), 1, stage, tied=tied))
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_recomputation_changes_nothing(remat):
+    stage, sides = STAGES["dpo"]
+    compute = Compute(dtype="float32", remat=remat, vocab_chunk=32)
+    assert_same(gradients(packed(), 1, stage), gradients(packed(), 1, stage, compute))
+
+
+def test_padding_rows_and_micro_batches_beyond_the_count_change_nothing():
+    stage, _ = STAGES["dpo"]
+    batch = packed()
+    empty = Batch(*(np.concatenate([a, np.zeros_like(a)]) for a in batch))
+    assert_same(gradients(batch, 1, stage), gradients(empty, 1, stage))
+
+
+def test_the_gradient_is_that_of_the_mean_not_of_the_mean_of_means():
+    """Against jax.grad of sum / count over everything at once."""
+    stage, sides = STAGES["sft"]
+    batch = packed(sides)
+    model = decoder.init(tiny_config(), jax.random.key(0))
+
+    placed = place(batch, "batch")
+
+    def mean(model):
+        _, sums = batch_loss(model, placed, stage, F32)
+        return sums["loss"][0] / sums["loss"][1]
+
+    value, grads = jax.value_and_grad(mean)(model)
+    got = gradients(batch, 4, stage)
+    assert got[0]["loss"] == pytest.approx(float(value), rel=1e-6)
+    assert_same((got[0], jax.tree.map(to_host, grads)), got)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-6), ("bfloat16", 2e-3)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 2)])
+def test_dpo_starts_at_ln_2_and_leaves_it(dtype, tolerance, sizes):
+    mesh(*sizes)
+    compute = Compute(dtype=dtype, remat="none", vocab_chunk=32)
+    model = decoder.init(tiny_config(), jax.random.key(0))
+    lead = jax.tree.map(lambda a: a[None], packed())
+    batch = place(lead, None, "batch")
+    lead = lead._replace(ref=to_host(score_step(model, batch, compute=compute))[None])
+    batch = place(lead, None, "batch")
+    tx = optim.optimizer(Optimizer(learning_rate=1e-3, warmup_ratio=0.0), 10)
+    advance = partial(train_step, stage=stage_of(DPO()), compute=compute, tx=tx)
+    state, first = advance(init_state(model, tx), batch, np.int32(1), np.int32(0))
+    assert abs(float(first["loss"]) - np.log(2)) <= tolerance
+    assert abs(float(first["rewards/margins"])) <= 4 * tolerance
+    state, second = advance(state, batch, np.int32(1), np.int32(1))
+    assert float(second["loss"]) < np.log(2) - 10 * tolerance
+    assert float(second["rewards/margins"]) > 0
+
+
+def test_metrics_of_a_pair_by_hand():
+    stage, _ = STAGES["dpo"]
+    batch = packed()
+    model = decoder.init(tiny_config(), jax.random.key(0))
+    lead = place(jax.tree.map(lambda a: a[None], batch), None, "batch")
+    pi = np.float64(to_host(score_step(model, lead, compute=F32)))
+    real = batch.items > 0
+    reward = 0.1 * (pi[real] - batch.ref[real])
+    margin = reward[:, 0] - reward[:, 1]
+    metrics, _ = gradients(batch, 1, stage)
+    expected = {
+        "loss": np.mean(0.9 * np.log1p(np.exp(-margin)) + 0.1 * np.log1p(np.exp(margin))),
+        "rewards/chosen": reward[:, 0].mean(),
+        "rewards/rejected": reward[:, 1].mean(),
+        "rewards/margins": margin.mean(),
+        "rewards/accuracies": (margin > 0).mean(),
+        "logps/chosen": pi[real][:, 0].mean(),
+        "logps/rejected": pi[real][:, 1].mean(),
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_nor_does_any_later_one():
+    stage, _ = STAGES["dpo"]
+    good = jax.tree.map(lambda a: a[None], packed())
+    bad = good._replace(ref=np.where(good.items[..., None] == 3, np.nan, good.ref))
+    tx = optim.optimizer(Optimizer(learning_rate=1e-3), 10)
+    advance = partial(train_step, stage=stage, compute=F32, tx=tx)
+    state = init_state(decoder.init(tiny_config(), jax.random.key(0)), tx)
+    state, _ = advance(state, place(good, None, "batch"), np.int32(1), np.int32(0))
+    before = jax.tree.map(to_host, state)
+    state, metrics = advance(state, place(bad, None, "batch"), np.int32(1), np.int32(1))
+    assert np.isnan(float(metrics["loss"]))
+    state, metrics = advance(state, place(good, None, "batch"), np.int32(1), np.int32(2))
+    assert np.isfinite(float(metrics["loss"]))
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(to_host, state))
+
+
+def test_moments_lie_where_the_weights_lie():
+    mesh(1, 4, 2)
+    model = decoder.init(tiny_config(), jax.random.key(0))
+    state = init_state(model, optim.optimizer(Optimizer(), 10))
+    for moments in (state.optimizer[1][0].mu, state.optimizer[1][0].nu):
+        jax.tree.map(lambda m, w: _same_sharding(m, w), moments, model)
+
+
+def _same_sharding(moment, weight):
+    assert moment.sharding == weight.sharding
+    assert moment.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_schedule_rises_to_the_peak_and_ends_where_the_run_ends(kind):
+    config = Optimizer(learning_rate=1.0, schedule=kind, warmup_ratio=0.1, final_ratio=0.2)
+    rates = [float(optim.schedule(config, 100)(i)) for i in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[10] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx({"cosine": 0.2, "linear": 0.2, "constant": 1.0}[kind])
+    middle = {"cosine": 0.6, "linear": 0.6, "constant": 1.0}[kind]
+    assert rates[55] == pytest.approx(middle)
+
+
+def test_norms_are_not_decayed():
+    model = decoder.init(tiny_config(), jax.random.key(0))
+    tx = optim.optimizer(Optimizer(learning_rate=1.0, weight_decay=0.5, warmup_ratio=0.0), 10)
+    zeros = jax.tree.map(jnp.zeros_like, model)
+    updates, _ = tx.update(zeros, tx.init(model), model)
+    np.testing.assert_allclose(updates.blocks.q, -0.5 * model.blocks.q, rtol=1e-6)
+    assert not np.any(updates.blocks.attn_norm) and not np.any(updates.norm)
