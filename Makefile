@@ -43,10 +43,10 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/python -m alignjax.train --config=dpo_smollm2 --run_dir=$(RUN_DIR) $(ARGS)
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 test-fast: $(VENV)/.test-fast
-	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadscope -m "not slow" $(ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

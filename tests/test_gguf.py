@@ -108,8 +108,13 @@ def test_greedy_decoding_equals_that_of_transformers(source, theirs):
     got = generate(model, prompts, [], 40, 0.0, 0, len(prompts), F32)
     for prompt, ours in zip(prompts, got, strict=True):
         with torch.no_grad():
+            tokens = torch.tensor([prompt])
             out = theirs.generate(
-                torch.tensor([prompt]), max_new_tokens=40, do_sample=False, eos_token_id=None
+                tokens,
+                attention_mask=torch.ones_like(tokens),  # else it hides <|im_end|>, the pad token
+                max_new_tokens=40,
+                do_sample=False,
+                eos_token_id=None,
             )
         assert ours == out[0, len(prompt) :].tolist()
 
@@ -144,7 +149,9 @@ def test_an_export_of_it_loads_in_transformers(source, theirs, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     export(load(source), source, tmp_path / "out", "source", 10**9)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, attn_implementation="eager"
+    )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": PROMPTS[0]}], add_generation_prompt=True, tokenize=True,

@@ -1,0 +1,407 @@
+"""Exactly the answers' tokens are trained, under the templates of three model families."""
+
+import functools
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from alignjax.data import chat, rows
+from alignjax.data.rows import Side
+
+WHERE = "f.jsonl, line 7"
+TEXT = [
+    "The sky is blue and the sea is green because the light falls so.",
+    "What is the colour of the sky? Tell me about the sea, and tell me why.",
+    "def f(x):\n    return x\n\nYes, no; 1, 2, 3. It's déjà vu — für 🐝 and 🐝.\n",
+    "user\nassistant\nsystem\nmodel\n",
+]
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' "
+    "+ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA_2 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate user/assistant/user/assistant') }}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'].strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate user/assistant/user/assistant') }}{% endif %}"
+    "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+
+
+@functools.cache
+def backend(special: tuple[str, ...], bos: str = "") -> str:
+    """A trained byte-level BPE tokenizer as JSON; one with `bos` puts it before every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        show_progress=False,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(TEXT * 3, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    return tokenizer.to_str()
+
+
+def wrapped(special: tuple[str, ...], template: str, bos: str = "", **names):
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(backend(special, bos)),
+        clean_up_tokenization_spaces=False,
+        **({"bos_token": bos} if bos else {}),
+        **names,
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def chatml(pad: str = "<|endoftext|>"):
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    return wrapped(special, CHATML, eos_token="<|im_end|>", pad_token=pad)
+
+
+def llama_2(pad: str = "<unk>"):
+    return wrapped(("<unk>", "<s>", "</s>"), LLAMA_2, bos="<s>", eos_token="</s>", pad_token=pad)
+
+
+def gemma():
+    special = ("<pad>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
+    return wrapped(special, GEMMA, bos="<bos>", eos_token="<eos>", pad_token="<pad>")
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def by_pieces(tokenizer, *pieces: str) -> tuple[list[int], list[bool]]:
+    """What is expected: each piece on its own; those that begin with "*" are trained."""
+    ids, mask = [], []
+    for piece in pieces:
+        found = tokenizer.encode(piece.removeprefix("*"), add_special_tokens=False)
+        ids += found
+        mask += [piece.startswith("*")] * len(found)
+    return ids, mask
+
+
+def trained_runs(tokenizer, ids: list[int], mask: list[bool]) -> list[str]:
+    """The text of each unbroken run of trained tokens."""
+    runs, before = [], False
+    for token, trained in zip(ids, mask, strict=True):
+        if trained:
+            runs = runs if before else [*runs, []]
+            runs[-1].append(token)
+        before = trained
+    return [tokenizer.decode(run) for run in runs]
+
+
+def encode(tokenizer, messages: list[dict], prompt: int = 0, train_on: str = "all"):
+    side = Side(messages[:prompt], messages[prompt:])
+    return chat.encode_side(tokenizer, side, train_on, WHERE)
+
+
+def refusal(tokenizer, *arguments, **options) -> str:
+    with pytest.raises(ValueError) as caught:
+        encode(tokenizer, *arguments, **options)
+    return str(caught.value)
+
+
+ASK, TELL = user("What is the colour of the sky?"), assistant("The sky is blue.")
+ASK2, TELL2 = user("Why?"), assistant("Yes, déjà vu — the light falls so 🐝.\n\n1, 2, 3")
+
+
+# Chat templates
+
+
+def test_chatml_by_pieces():
+    tokenizer = chatml()
+    messages = [{"role": "system", "content": "Tell me"}, ASK, TELL, ASK2, TELL2]
+    assert encode(tokenizer, messages) == by_pieces(
+        tokenizer,
+        "<|im_start|>system\nTell me<|im_end|>\n",
+        "<|im_start|>user\nWhat is the colour of the sky?<|im_end|>\n<|im_start|>assistant\n",
+        "*The sky is blue.<|im_end|>",
+        "\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+        "*Yes, déjà vu — the light falls so 🐝.\n\n1, 2, 3<|im_end|>",
+        "\n",
+    )
+
+
+def test_llama_2_by_pieces():
+    tokenizer = llama_2()
+    assert encode(tokenizer, [ASK, TELL, ASK2, TELL2]) == by_pieces(
+        tokenizer,
+        "<s>[INST] What is the colour of the sky? [/INST]",
+        "* The sky is blue. </s>",
+        "[INST] Why? [/INST]",
+        "* Yes, déjà vu — the light falls so 🐝.\n\n1, 2, 3 </s>",
+    )
+
+
+def test_gemma_by_pieces():
+    tokenizer = gemma()
+    assert encode(tokenizer, [ASK, assistant(" The sky is blue.\n"), ASK2, TELL2]) == by_pieces(
+        tokenizer,
+        "<bos><start_of_turn>user\nWhat is the colour of the sky?<end_of_turn>\n",
+        "<start_of_turn>model\n",
+        "*The sky is blue.<end_of_turn>",
+        "\n<start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n",
+        "*Yes, déjà vu — the light falls so 🐝.\n\n1, 2, 3<end_of_turn>",
+        "\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "before", "end"),
+    [(chatml, "", "<|im_end|>"), (llama_2, " ", " </s>"), (gemma, "", "<end_of_turn>")],
+)
+def test_trained_ids_decode_to_the_answers_and_their_ends(make, before, end):
+    tokenizer = make()
+    answers = ["The sky is blue.", "Yes", "no; 1, 2, 3.\n    return x", "🐝 für déjà vu 🐝"]
+    messages = [turn for text in answers for turn in (user("Why?"), assistant(text))]
+    ids, mask = encode(tokenizer, messages)
+    whole = [before + text + end for text in answers]
+    assert trained_runs(tokenizer, ids, mask) == whole
+    ids, mask = encode(tokenizer, messages, train_on="last")
+    assert trained_runs(tokenizer, ids, mask) == whole[-1:]
+    ids, mask = encode(tokenizer, messages, prompt=3)  # a prompt of three messages
+    assert trained_runs(tokenizer, ids, mask) == whole[1:]
+
+
+def test_train_on_changes_the_mask_only():
+    tokenizer = chatml()
+    messages = [ASK, TELL, ASK2, TELL2]
+    ids, mask = encode(tokenizer, messages)
+    last_ids, last_mask = encode(tokenizer, messages, train_on="last")
+    assert last_ids == ids
+    at = mask.index(False, mask.index(True))  # the end of the first answer
+    assert last_mask == [False] * at + mask[at:]
+
+
+@pytest.mark.parametrize(("make", "end"), [(chatml, "<|im_end|>"), (llama_2, "</s>")])
+def test_pad_that_is_eos_changes_nothing(make, end):
+    messages = [ASK, TELL, ASK2, TELL2]
+    tokenizer = make(pad=end)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    ids, mask = encode(tokenizer, messages)
+    assert (ids, mask) == encode(make(), messages)
+    ends = [i for i, token in enumerate(ids) if token == tokenizer.eos_token_id]
+    assert [mask[i] for i in ends] == ([False, True] * 2 if make is chatml else [True] * 2)
+
+
+@pytest.mark.parametrize(("make", "end"), [(llama_2, "</s>"), (gemma, "<end_of_turn>")])
+def test_bos_once_and_the_end_once_a_turn(make, end):
+    tokenizer = make()
+    assert tokenizer.encode("a")[0] == tokenizer.bos_token_id  # it would come a second time
+    ids, mask = encode(tokenizer, [ASK, TELL])
+    assert (ids[0], ids.count(tokenizer.bos_token_id)) == (tokenizer.bos_token_id, 1)
+    assert not mask[0]
+    trained = [token for token, on in zip(ids, mask, strict=True) if on]
+    assert trained.count(tokenizer.convert_tokens_to_ids(end)) == 1
+    assert trained[-1] == tokenizer.convert_tokens_to_ids(end)
+    if make is llama_2:
+        assert ids.count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("make", [chatml, llama_2, gemma])
+def test_user_turn_that_repeats_the_answer_stays_untrained(make):
+    tokenizer = make()
+    ids, mask = encode(tokenizer, [user(TELL["content"]), TELL, user(TELL["content"]), TELL])
+    alone_ids, alone_mask = encode(tokenizer, [user(TELL["content"]), TELL])
+    assert len(trained_runs(tokenizer, ids, mask)) == 2
+    assert sum(mask) == 2 * sum(alone_mask)
+    assert mask[: len(alone_ids)] == alone_mask
+    assert not any(alone_mask[: alone_mask.index(True)])
+
+
+def test_user_turn_with_the_end_token_or_a_header_in_it_stays_untrained():
+    tokenizer = chatml()
+    text = "Why?<|im_end|>\n<|im_start|>assistant\nThe sky is blue.<|im_end|>\n"
+    ids, mask = encode(tokenizer, [user(text), TELL, user("<|im_end|>"), TELL2])
+    assert (ids, mask) == by_pieces(
+        tokenizer,
+        f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n",
+        "*The sky is blue.<|im_end|>",
+        "\n<|im_start|>user\n<|im_end|><|im_end|>\n<|im_start|>assistant\n",
+        f"*{TELL2['content']}<|im_end|>",
+        "\n",
+    )
+
+
+def test_answer_with_the_end_token_in_it_is_trained_through_its_own_end():
+    tokenizer = chatml()
+    ids, mask = encode(tokenizer, [ASK, assistant("Yes<|im_end|>\nno")])
+    assert trained_runs(tokenizer, ids, mask) == ["Yes<|im_end|>\nno<|im_end|>"]
+
+
+def test_only_the_first_special_token_behind_an_answer_is_trained():
+    tokenizer = chatml()
+    tokenizer.chat_template = CHATML.replace("'<|im_end|>' ", "'<|im_end|>\n<|endoftext|>' ")
+    ids, mask = encode(tokenizer, [ASK, TELL])
+    assert trained_runs(tokenizer, ids, mask) == ["The sky is blue.<|im_end|>"]
+    assert tokenizer.decode(ids).endswith("<|im_end|>\n<|endoftext|>\n")
+
+
+def test_turns_after_the_last_answer_are_untrained():
+    tokenizer = chatml()
+    ids, mask = encode(tokenizer, [ASK, TELL, ASK2], train_on="last")
+    assert trained_runs(tokenizer, ids, mask) == ["The sky is blue.<|im_end|>"]
+    tool = {"role": "tool", "content": "The sky is blue."}
+    ids, mask = encode(tokenizer, [ASK, assistant("no"), tool, TELL2])
+    runs = trained_runs(tokenizer, ids, mask)
+    assert runs == ["no<|im_end|>", TELL2["content"] + "<|im_end|>"]
+
+
+def test_template_error_is_told_with_its_place():
+    alternate = "roles must alternate user/assistant/user/assistant"
+    system = {"role": "system", "content": "s"}
+    for tokenizer, messages, said in [
+        (llama_2(), [ASK, ASK2, TELL], alternate),
+        (gemma(), [ASK, TELL, TELL2], alternate),
+        (gemma(), [system, ASK, TELL], "System role not supported"),
+    ]:
+        sentence = f"{WHERE}: the chat template refuses this row ({said})."
+        assert refusal(tokenizer, messages) == sentence
+
+
+def test_missing_template_is_told():
+    tokenizer = chatml()
+    tokenizer.chat_template = None
+    assert refusal(tokenizer, [ASK, TELL]) == (
+        f"{WHERE}: the model has no chat template; name one with --model.chat_template=FILE, or "
+        "set data.strings=plain for plain text."
+    )
+
+
+DROPS_EARLIER_ANSWERS = (
+    "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+DROPS_EARLIER_TURNS = (
+    "{% for m in messages[-2:] %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [DROPS_EARLIER_ANSWERS, DROPS_EARLIER_TURNS])
+def test_template_that_drops_earlier_turns_is_told(template):
+    tokenizer = chatml()
+    tokenizer.chat_template = template
+    assert refusal(tokenizer, [ASK, TELL, ASK2, TELL2]) == (
+        f"{WHERE}: the chat template renders turn 2 otherwise when turns follow it, so its tokens "
+        "cannot be told apart; set data.train_on=last."
+    )
+
+
+def test_template_that_drops_earlier_answers_can_train_on_the_last():
+    tokenizer = chatml()
+    tokenizer.chat_template = DROPS_EARLIER_ANSWERS
+    assert encode(tokenizer, [ASK, TELL, ASK2, TELL2], train_on="last") == by_pieces(
+        tokenizer,
+        "<|im_start|>user\nWhat is the colour of the sky?<|im_end|>",
+        "<|im_start|>user\nWhy?<|im_end|><|im_start|>assistant\n",
+        f"*{TELL2['content']}<|im_end|>",
+    )
+
+
+# Plain text
+
+
+def plain(tokenizer, prompt: str, answer: str) -> tuple[list[int], list[bool]]:
+    return chat.encode_side(tokenizer, Side(prompt, answer), "all", WHERE)
+
+
+def test_plain_text_by_pieces():
+    tokenizer = chatml()  # puts no BOS before a text
+    expected = by_pieces(tokenizer, "Tell me:", "* The sky is blue.<|im_end|>")
+    assert plain(tokenizer, "Tell me:", " The sky is blue.") == expected
+
+
+def test_plain_text_has_bos_once_and_eos_once():
+    tokenizer = llama_2()
+    ids, mask = plain(tokenizer, "Tell me:\n", "The sky is blue.")
+    assert (ids, mask) == by_pieces(tokenizer, "<s>Tell me:\n", "*The sky is blue.</s>")
+    assert (ids.count(tokenizer.bos_token_id), ids.count(tokenizer.eos_token_id)) == (1, 1)
+
+
+def test_plain_text_needs_no_template_and_no_prompt():
+    tokenizer = llama_2(pad="</s>")
+    tokenizer.chat_template = None
+    expected = by_pieces(tokenizer, "<s>", "*The sky is blue.</s>")
+    assert plain(tokenizer, "", "The sky is blue.") == expected
+
+
+def test_eos_in_the_text_or_from_the_tokenizer_is_not_doubled():
+    tokenizer = llama_2()
+    expected = by_pieces(tokenizer, "<s>Tell me:", "* Yes</s>")
+    assert plain(tokenizer, "Tell me:", " Yes</s>") == expected
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", bos), ("</s>", eos)]
+    )
+    assert plain(tokenizer, "Tell me:", " Yes") == expected
+
+
+@pytest.mark.parametrize("make", [chatml, llama_2])
+def test_what_tells_plain_sides_apart_is_trained(make):
+    # " blue" and " green" are one token each, and begin before the words do.
+    tokenizer = make()
+    row = {"chosen": "the sky is blue", "rejected": "the sky is green"}
+    example = rows.pair_example(7, row, "plain", WHERE)
+    encoded = [chat.encode_side(tokenizer, side, "all", WHERE) for side in example.sides]
+    for (ids, mask), word in zip(encoded, ("blue", "green"), strict=True):
+        trained = [token for token, on in zip(ids, mask, strict=True) if on]
+        assert tokenizer.decode(trained).strip() == f"{word}{tokenizer.eos_token}"
+
+
+def test_explicit_plain_prompt_that_ends_in_a_space_leaves_the_answer_whole():
+    tokenizer = llama_2()
+    ids, mask = plain(tokenizer, "Tell me: ", "the sky")
+    trained = [token for token, on in zip(ids, mask, strict=True) if on]
+    assert tokenizer.decode(trained).strip() == "the sky</s>"
+
+
+# Loading
+
+
+def test_load_tokenizer_with_its_own_template_and_another(tmp_path):
+    chatml().save_pretrained(tmp_path / "model")
+    loaded = chat.load_tokenizer(tmp_path / "model")
+    assert encode(loaded, [ASK, TELL]) == encode(chatml(), [ASK, TELL])
+    other = tmp_path / "other.jinja"
+    other.write_text(DROPS_EARLIER_ANSWERS)
+    loaded = chat.load_tokenizer(tmp_path / "model", str(other))
+    assert chat.render(loaded, [user("Why?")]) == "<|im_start|>user\nWhy?<|im_end|>"
+    rendered = chat.render(loaded, [user("Why?")], generate=True)
+    assert rendered == "<|im_start|>user\nWhy?<|im_end|><|im_start|>assistant\n"
+
+
+def test_load_tokenizer_refusals(tmp_path):
+    chatml().save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError) as caught:
+        chat.load_tokenizer(tmp_path / "model", "none.jinja")
+    assert str(caught.value) == "model.chat_template=none.jinja: there is no such file."
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError) as caught:
+        chat.load_tokenizer(tmp_path / "empty")
+    assert str(caught.value).startswith(f"{tmp_path / 'empty'}: its tokenizer does not load (")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,321 @@
+"""Configs: found by name or path, overridden by type, refused in sentences, told by --help."""
+
+import dataclasses
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignjax import config as configs
+from alignjax.config import DPO, SFT, Batch, Data, Model
+
+ROOT = Path(configs.__file__).resolve().parents[1]
+NAMES = ["dpo_smollm2", "dpo_smollm2_ultrafeedback", "sft_smollm2"]
+RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pairs=4))
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80", "NO_COLOR": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def parse(*arguments: str) -> SFT | DPO:
+    return configs.parse("alignjax.train", ["--config=dpo_smollm2", *arguments])
+
+
+def leaves(config, prefix: str = "") -> dict[str, object]:
+    found = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            found |= leaves(value, f"{prefix}{item.name}.")
+        else:
+            found[prefix + item.name] = value
+    return found
+
+
+def comments(config) -> dict[str, str]:
+    """The comment behind each leaf field, read from the source and not through tyro."""
+    source = (ROOT / "alignjax" / "config.py").read_text()
+    found = {}
+
+    def walk(node, prefix):
+        body = re.search(rf"class {type(node).__name__}:\n(.*?)\n\n\n", source, re.S).group(1)
+        for item in dataclasses.fields(node):
+            value = getattr(node, item.name)
+            if dataclasses.is_dataclass(value):
+                walk(value, f"{prefix}{item.name}.")
+            else:
+                line = re.search(rf"^    {item.name}: .*$", body, re.M).group(0)
+                found[prefix + item.name] = line.partition("  # ")[2]
+
+    walk(config, "")
+    return found
+
+
+def help_entries(text: str) -> dict[str, str]:
+    """Each key of a help text with the words behind it, boxes and line breaks taken out."""
+    lines = [line for line in text.splitlines() if line.startswith("│")]
+    words = " ".join(" ".join(lines).replace("│", " ").split())
+    parts = re.split(r"--([a-z0-9_.-]+) (?:STR|INT|FLOAT|\{[^}]*\}) ", words)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def children_cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_loads_by_name_from_another_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = configs.load("sft_smollm2")
+    assert isinstance(config, SFT)
+    assert (config.name, config.batch.sequences, config.data.max_length) == ("sft_smollm2", 8, 512)
+
+
+def test_loads_by_path_relative_and_absolute(tmp_path, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text("from alignjax.config import DPO\nconfig = DPO(name='mine', beta=0.25)\n")
+    monkeypatch.chdir(tmp_path)
+    assert configs.load("mine.py") == DPO(name="mine", beta=0.25)
+    assert configs.load(str(file)) == DPO(name="mine", beta=0.25)
+
+
+def test_names_are_the_files_with_their_first_lines():
+    assert list(configs.names()) == NAMES
+    first = "SFT of SmolLM2-135M-Instruct on a sample of databricks-dolly-15k's conversations."
+    assert configs.names()["sft_smollm2"] == first
+
+
+def test_unknown_name_lists_the_names():
+    with pytest.raises(ValueError) as caught:
+        configs.load("dpo_llama9")
+    assert str(caught.value) == (
+        f"--config=dpo_llama9: there is no {ROOT / 'configs' / 'dpo_llama9.py'}; give a path "
+        f"ending in .py or one of: {', '.join(NAMES)}."
+    )
+
+
+def test_file_without_a_config_is_refused(tmp_path):
+    file = tmp_path / "empty.py"
+    file.write_text("config = {'beta': 0.1}\n")
+    with pytest.raises(ValueError) as caught:
+        configs.load(str(file))
+    sentence = f"{file}: set `config` to an SFT(...) or DPO(...) of alignjax.config."
+    assert str(caught.value) == sentence
+
+
+def test_without_overrides_the_config_is_the_files():
+    assert parse() == configs.load("dpo_smollm2")
+
+
+@pytest.mark.parametrize(
+    ("argument", "part", "field", "value"),
+    [
+        ("--optimizer.learning_rate=1e-6", "optimizer", "learning_rate", 1e-6),
+        ("--optimizer.learning-rate=1e-6", "optimizer", "learning_rate", 1e-6),
+        ("--batch.pairs=4", "batch", "pairs", 4),
+        ("--data.max-length=99", "data", "max_length", 99),
+        ("--data.max_length=99", "data", "max_length", 99),
+        ("--data.path=a=b.jsonl", "data", "path", "a=b.jsonl"),
+        ("--compute.dtype=bfloat16", "compute", "dtype", "bfloat16"),
+        ("--mesh.fsdp=-1", "mesh", "fsdp", -1),
+    ],
+)
+def test_override_changes_one_value_and_no_other(argument, part, field, value):
+    base = configs.load("dpo_smollm2")
+    changed = parse(argument)
+    expected = dataclasses.replace(getattr(base, part), **{field: value})
+    assert changed == dataclasses.replace(base, **{part: expected})
+    assert type(getattr(getattr(changed, part), field)) is type(value)
+
+
+def test_config_is_named_in_one_word_or_two():
+    arguments = ["--beta=0.5", "--config", "dpo_smollm2"]
+    assert configs.parse("alignjax.train", arguments) == parse("--beta=0.5")
+    assert parse("--beta=0.5").beta == 0.5
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--optimizer.learning_speed=1", "--optimizer.learning_speed=1"),
+        ("--gamma=1", "--gamma=1"),
+        ("--batch.pairs=many", "invalid literal for int() with base 10: 'many'"),
+        ("--batch.pairs=1.5", "invalid literal for int() with base 10: '1.5'"),
+        ("--beta=strong", "could not convert string to float: 'strong'"),
+        ("--compute.dtype=float8", "float8"),
+    ],
+)
+def test_unknown_key_or_ill_typed_value_exits_with_2(argument, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(argument)
+    assert caught.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_key_of_another_stage_is_unknown(capsys):
+    with pytest.raises(SystemExit) as caught:
+        configs.parse("alignjax.train", ["--config=sft_smollm2", "--beta=0.1"])
+    assert caught.value.code == 2
+    assert "--beta=0.1" in capsys.readouterr().err
+
+
+def test_no_config_says_which_there_are():
+    with pytest.raises(ValueError) as caught:
+        configs.parse("alignjax.train", ["--beta=0.1"])
+    first, _, listing = str(caught.value).partition("\n")
+    assert first == "which run? python -m alignjax.train --config=NAME|PATH [--a.b=value ...]"
+    listed = [line.split(":")[0].strip() for line in listing.splitlines()[1:]]
+    assert listing.splitlines()[0] == "Configs:"
+    assert listed == NAMES
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            dataclasses.replace(RUNNABLE, batch=Batch(pairs=4, sequences=4)),
+            "batch.sequences is not for this stage; use batch.pairs or batch.rows.",
+        ),
+        (
+            SFT(model=Model("m"), data=Data("d"), batch=Batch(pairs=4)),
+            "batch.pairs is not for this stage; use batch.sequences or batch.rows.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, batch=Batch()),
+            "set exactly one of batch.pairs and batch.rows to more than 0.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, batch=Batch(pairs=4, rows=4)),
+            "set exactly one of batch.pairs and batch.rows to more than 0.",
+        ),
+        (
+            SFT(model=Model("m"), data=Data("d"), batch=Batch(sequences=4, rows=4)),
+            "set exactly one of batch.sequences and batch.rows to more than 0.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, model=Model()),
+            "model.path is empty: name a model directory, ORG/NAME or GGUF file.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, data=Data()),
+            "data.path is empty: name a JSONL file of training rows.",
+        ),
+        (
+            dataclasses.replace(
+                RUNNABLE, data=Data("d", max_length=1025), batch=Batch(pairs=4, row_length=2049)
+            ),
+            "data.max_length=1025 does not fit 2 to a row of batch.row_length=2049: "
+            "make it 1024 or less.",
+        ),
+        (
+            SFT(
+                model=Model("m"),
+                data=Data("d", max_length=513),
+                batch=Batch(sequences=4, row_length=512),
+            ),
+            "data.max_length=513 does not fit 1 to a row of batch.row_length=512: "
+            "make it 512 or less.",
+        ),
+    ],
+)
+def test_check_refuses(config, sentence):
+    with pytest.raises(ValueError) as caught:
+        configs.check(config)
+    assert str(caught.value) == sentence
+
+
+def test_check_passes_what_just_fits():
+    configs.check(
+        dataclasses.replace(
+            RUNNABLE, data=Data("d", max_length=1024), batch=Batch(pairs=4, row_length=2048)
+        )
+    )
+    fits = Batch(rows=4, row_length=512)
+    configs.check(SFT(model=Model("m"), data=Data("d", max_length=512), batch=fits))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_loads_and_passes(name):
+    config = configs.load(name)
+    configs.check(config)
+    assert config.name == name
+
+
+@pytest.mark.parametrize("name", ["", "dpo_smollm2", "sft_smollm2"])
+def test_help_tells_every_key_with_its_comment_and_default(name):
+    done = python("-m", "alignjax.train", *([f"--config={name}"] if name else []), "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = help_entries(done.stdout)
+    config = configs.load(name) if name else DPO()
+    helps = comments(config)
+    assert set(helps) == set(leaves(config))
+    assert set(told) == {key.replace("_", "-") for key in helps}
+    for key, value in leaves(config).items():
+        assert len(helps[key]) > 3, key
+        shown = "''" if value == "" else str(value)
+        words = told[key.replace("_", "-")]
+        assert words.startswith(f"{helps[key]} (default: {shown})"), key
+    for config_name, line in configs.names().items():
+        assert f"{config_name}: {line}" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("stage", [SFT(), DPO()])
+def test_every_leaf_has_a_comment(stage):
+    for key, comment in comments(stage).items():
+        assert len(comment) > 3, key
+
+
+@pytest.mark.parametrize("module", ["alignjax", "alignjax.config"])
+def test_import_brings_in_nothing_slow(module):
+    code = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = python("-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+    loaded = set(done.stdout.split())
+    assert "alignjax" in loaded
+    assert not loaded & {"jax", "jaxlib", "flax", "torch", "transformers", "numpy", "grain", "tyro"}
+
+
+def test_help_takes_less_than_a_second_of_cpu():
+    python("-m", "alignjax.train", "--help")
+    seconds = []
+    for _ in range(3):
+        before = children_cpu_seconds()
+        assert python("-m", "alignjax.train", "--help").returncode == 0
+        seconds.append(children_cpu_seconds() - before)
+    assert 0 < min(seconds) < 1.0
+
+
+def test_a_users_mistake_is_one_sentence_and_exit_code_2():
+    done = python("-m", "alignjax.train", "--config=dpo_smollm2", "--batch.rows=2")
+    assert (done.returncode, done.stdout) == (2, "")
+    sentence = "error: set exactly one of batch.pairs and batch.rows to more than 0.\n"
+    assert done.stderr == sentence
+
+
+def test_to_dict_is_plain_and_whole():
+    plain = configs.to_dict(RUNNABLE)
+    assert plain["batch"]["pairs"] == 4
+    assert plain["optimizer"]["learning_rate"] == 5e-7
+    flat = {}
+    for key, value in plain.items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        flat |= {f"{key}.{name}".rstrip("."): item for name, item in inner}
+    assert flat == leaves(RUNNABLE)
+
+
+def test_directories(monkeypatch, tmp_path):
+    assert configs.run_dir(DPO(name="x")) == Path("runs/x")
+    assert configs.run_dir(DPO(name="x", run_dir="/a/b")) == Path("/a/b")
+    monkeypatch.setenv("ALIGNJAX_CACHE", str(tmp_path))
+    assert configs.cache_dir(DPO()) == tmp_path
+    assert configs.cache_dir(DPO(data=Data(cache_dir="/c"))) == Path("/c")
+    monkeypatch.delenv("ALIGNJAX_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert configs.cache_dir(DPO()) == tmp_path / ".cache" / "alignjax"

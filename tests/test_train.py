@@ -1,0 +1,194 @@
+"""The command as a user runs it, on a tiny model: killed and resumed, bad input, non-finite loss."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_config, write_model, write_pairs
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+PAIRS, HELD_OUT, PER_STEP = 40, 12, 4
+STEPS = 2 * PAIRS // PER_STEP
+
+
+def environment(cache: Path, devices: int = 1) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    more = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "ALIGNJAX_CACHE": str(cache)}
+    return {**os.environ, **more}
+
+
+def arguments(tmp_path: Path, run: str, *overrides: str, stage: str = "dpo") -> list[str]:
+    config = tmp_path / f"{stage}.py"
+    config.write_text(f"from alignjax.config import {stage.upper()}\nconfig = {stage.upper()}()\n")
+    unit = "pairs" if stage == "dpo" else "sequences"
+    return [
+        *(sys.executable, "-m", "alignjax.train", f"--config={config}"),
+        *(f"--run-dir={tmp_path / run}", f"--model.path={tmp_path / 'model'}"),
+        *(f"--data.path={tmp_path / 'rows.jsonl'}", "--data.max-length=128"),
+        *(f"--batch.{unit}={PER_STEP}", "--batch.row-length=256", "--batch.epochs=2"),
+        *("--compute.dtype=float32", "--optimizer.learning-rate=1e-3"),
+        *("--checkpoint.every=3", "--log.eval-every=10", *overrides),
+    ]
+
+
+def launch(command: list[str], env, check: bool = True) -> subprocess.CompletedProcess:
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def metrics_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(run: Path) -> list[dict]:
+    return [
+        {name: value for name, value in line.items() if name != "tokens_per_second"}
+        for line in metrics_of(run)
+    ]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A tiny model and pairs, and a whole run on them."""
+    root = tmp_path_factory.mktemp("train")
+    write_model(root / "model", tiny_config())
+    write_pairs(root / "rows.jsonl", PAIRS, HELD_OUT)
+    command = arguments(root, "whole", "--samples.prompts=4", "--samples.max-tokens=8")
+    (root / "whole.log").write_text(launch(command, environment(root / "cache")).stdout)
+    return root
+
+
+def test_a_run_leaves_what_it_promises(prepared):
+    run = prepared / "whole"
+    lines = metrics_of(run)
+    assert [line["step"] for line in lines] == list(range(STEPS + 1))
+    assert lines[0]["eval_loss"] == pytest.approx(np.log(2), abs=2e-6)
+    assert lines[1]["loss"] == pytest.approx(np.log(2), abs=2e-6)
+    assert abs(lines[2]["loss"] - np.log(2)) > 1e-4
+    names = "loss grad_norm learning_rate epoch num_tokens tokens_per_second".split()
+    names += [f"rewards/{n}" for n in ("chosen", "rejected", "margins", "accuracies")]
+    names += ["logps/chosen", "logps/rejected"]
+    assert all(set(names) <= set(line) for line in lines[1:])
+    assert [line["step"] for line in lines if "eval_rewards/accuracies" in line] == [0, 10, 20]
+    assert lines[-1]["eval_rewards/margins"] > 0 and lines[-1]["eval_loss"] < np.log(2)
+    assert lines[-1]["epoch"] == 2.0
+    last = lines[-1]
+    assert last["rewards/margins"] == pytest.approx(
+        last["rewards/chosen"] - last["rewards/rejected"], abs=1e-6
+    )
+    assert json.loads((run / "config.json").read_text())["beta"] == 0.1
+    kept = sorted(p.name for p in (run / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept == ["18", "20"]
+    for step in (0, STEPS):
+        assert len(json.loads((run / f"samples/step-{step}.json").read_text())) == 4
+
+
+def test_the_screen_says_what_is_trained_and_what_came_of_it(prepared):
+    text = (prepared / "whole.log").read_text()
+    assert "dpo: 40 pairs to train on (100.0% of the data), 12 held out" in text
+    assert "a step: 4.0 pairs" in text and "20 steps, 2.00 epochs" in text and "fill" in text
+    for phrase in ("loading weights", "compiling", "step 20/20", "ETA", "held-out preference"):
+        assert phrase in text
+    assert str(prepared / "whole" / "export") in text
+
+
+def test_killed_and_started_again_ends_with_the_same_bits(prepared):
+    command = arguments(prepared, "killed", "--samples.prompts=4", "--samples.max-tokens=8")
+    env = environment(prepared / "cache")
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("step 8/"):
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    again = launch(command, env).stdout
+    assert "going on from step" in again and "step 1/20" not in again
+    whole, killed = prepared / "whole", prepared / "killed"
+    assert untimed(killed) == untimed(whole)
+    expected, got = (load_file(run / "export/model.safetensors") for run in (whole, killed))
+    assert set(expected) == set(got)
+    for name, array in expected.items():
+        assert array.tobytes() == got[name].tobytes(), name
+
+
+def test_a_finished_run_reports_again_and_trains_nothing(prepared):
+    before = metrics_of(prepared / "whole")
+    command = arguments(prepared, "whole", "--samples.prompts=4", "--samples.max-tokens=8")
+    text = launch(command, environment(prepared / "cache")).stdout
+    assert "held-out preference" in text and "compiling" not in text and "step 20/20" not in text
+    assert metrics_of(prepared / "whole") == before
+
+
+def test_eight_devices_train_as_one(prepared):
+    command = arguments(prepared, "eight", "--mesh.tensor=2")
+    launch(command, environment(prepared / "cache8", 8))
+    for one, many in zip(untimed(prepared / "whole"), untimed(prepared / "eight"), strict=True):
+        if one["step"] < 2:  # margins are rounding's alone, so their signs may differ
+            one.pop("rewards/accuracies", None), many.pop("rewards/accuracies", None)
+        assert one == pytest.approx(many, rel=2e-3, abs=2e-5)
+
+
+def test_sft_lowers_the_held_out_loss_and_keeps_the_best(prepared):
+    overrides = ("--data.train-on=last", "--checkpoint.best=eval_loss:min", "--checkpoint.keep=1")
+    rows = [json.loads(line) for line in (prepared / "rows.jsonl").read_text().splitlines()]
+    with (prepared / "sft.jsonl").open("w") as out:
+        for row in rows:
+            row = {n: row[n] for n in ("prompt", "split")} | {"completion": row["chosen"]}
+            out.write(json.dumps(row) + "\n")
+    more = (f"--data.path={prepared / 'sft.jsonl'}", *overrides)
+    text = launch(
+        arguments(prepared, "sft-run", *more, stage="sft"), environment(prepared / "cache")
+    ).stdout
+    lines = metrics_of(prepared / "sft-run")
+    assert lines[-1]["eval_loss"] < lines[0]["eval_loss"]
+    assert "held-out loss" in text
+
+
+def refusal(root: Path, *overrides: str) -> str:
+    done = launch(arguments(root, "refused", *overrides), environment(root / "cache"), check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_mistakes_are_one_sentence(prepared):
+    assert refusal(prepared, "--data.path=none.jsonl") == (
+        "error: none.jsonl: there is no such file; set data.path to a JSONL file."
+    )
+    assert refusal(prepared, "--mesh.tensor=4").startswith("error: mesh replica=1 x fsdp=-1 x")
+    assert refusal(prepared, "--model.path=nowhere").startswith(
+        "error: model.path=nowhere: there is no such file or directory"
+    )
+
+
+def test_weights_that_are_not_finite_stop_the_run_and_name_the_rows(prepared):
+    """An overflowing learning rate: the last good state is saved, later steps change nothing."""
+    overrides = ("--optimizer.learning-rate=1e30", "--optimizer.warmup-ratio=0")
+    env = environment(prepared / "cache")
+    done = launch(arguments(prepared, "diverged", *overrides), env, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("stopped: step 2: loss ") and "nan" in message
+    assert "lines " in message
+    assert f"of {prepared / 'rows.jsonl'}" in message
+    names = [p.name for p in (prepared / "diverged/checkpoints").iterdir() if p.name.isdigit()]
+    assert names == ["1"]
+
+
+def test_help_starts_fast():
+    command = [sys.executable, "-m", "alignjax.train", "--help"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    seconds = []
+    for _ in range(4):
+        started = time.monotonic()
+        launch(command, env)
+        seconds.append(time.monotonic() - started)
+    assert min(seconds[1:]) < 1.0
