@@ -42,7 +42,7 @@ class Data:
     eval_split: str = "test"  # held-out rows, by the same column
     eval_fraction: float = 0.0  # share of prompts held out, by hash, where no `split` column is
     strings: Literal["chat", "plain"] = "chat"  # string columns: turns of a chat, or text as it is
-    train_on: Literal["all", "last"] = "all"  # sft: assistant turns that carry loss
+    train_on: Literal["all", "last"] = "all"  # assistant turns of an answer that carry loss
     max_length: int = 1024  # tokens a sequence may have
     overlong: Literal["drop", "truncate"] = "drop"  # sft: what happens to longer ones (pairs: drop)
     cache_dir: str = ""  # token and reference caches; empty: $ALIGNJAX_CACHE or ~/.cache/alignjax
@@ -182,6 +182,7 @@ def parse(command: str, arguments: Sequence[str] | None = None) -> SFT | DPO:
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = _take_config(arguments)
+    _check_names(rest, DPO() if name is None else load(name))
     listing = "Configs:\n" + "\n".join(f"  {key}: {line}" for key, line in names().items())
     usage = f"python -m {command} --config=NAME|PATH [--a.b=value ...]"
     if name is None and not {"-h", "--help"} & set(rest):
@@ -197,6 +198,31 @@ def parse(command: str, arguments: Sequence[str] | None = None) -> SFT | DPO:
         args=rest,
         config=(tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
     )
+
+
+def _check_names(arguments: list[str], config: SFT | DPO) -> None:
+    """Refuses an override of a key that does not exist, with the keys that do."""
+    keys = set(flat(config))
+    for argument in arguments:
+        key = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+        if argument.startswith("--") and key not in keys and key != "help":
+            section = key.partition(".")[0]
+            near = [k for k in keys if k.startswith(f"{section}.")] or [
+                k.partition(".")[0] + ".*" if "." in k else k for k in keys
+            ]
+            raise ValueError(
+                f"--{key}: there is no such key; there are {', '.join(sorted(set(near)))}."
+            )
+
+
+def flat(config, prefix: str = "") -> dict[str, object]:
+    """Every key of a config, dotted, with its value."""
+    found = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        key = prefix + item.name
+        found |= flat(value, f"{key}.") if is_dataclass(value) else {key: value}
+    return found
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -223,6 +249,12 @@ def check(config: SFT | DPO) -> None:
         raise ValueError(f"batch.{other} is not for this stage; use batch.{own} or batch.rows.")
     if bool(getattr(batch, own)) == bool(batch.rows):
         raise ValueError(f"set exactly one of batch.{own} and batch.rows to more than 0.")
+    for key in ("pairs", "sequences", "rows", "max_steps"):
+        if getattr(batch, key) < 0:
+            raise ValueError(f"batch.{key}={getattr(batch, key)}: it cannot be negative.")
+    for key in ("rows_per_device", "epochs", "row_length"):
+        if getattr(batch, key) < 1:
+            raise ValueError(f"batch.{key}={getattr(batch, key)}: it must be at least 1.")
     if not config.model.path:
         raise ValueError("model.path is empty: name a model directory, ORG/NAME or GGUF file.")
     if not config.data.path:

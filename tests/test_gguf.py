@@ -154,7 +154,9 @@ def test_an_export_of_it_loads_in_transformers(source, theirs, tmp_path):
     )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": PROMPTS[0]}], add_generation_prompt=True, tokenize=True,
+        [{"role": "user", "content": PROMPTS[0]}],
+        add_generation_prompt=True,
+        tokenize=True,
         return_dict=False,
     )
     assert ids == ids_of(source)[0]

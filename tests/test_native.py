@@ -21,7 +21,9 @@ def greedy(model, prompt: list[int], count: int) -> list[int]:
     for _ in range(count):
         tokens = place(np.asarray([ids], np.int32), "batch", None)
         where = place(np.arange(len(ids), dtype=np.int32)[None], "batch", None)
-        h = decoder.hidden_states(model, tokens, where, place(np.ones((1, len(ids)), np.int32)), F32)
+        h = decoder.hidden_states(
+            model, tokens, where, place(np.ones((1, len(ids)), np.int32)), F32
+        )
         ids.append(int(np.argmax(np.asarray(h[0, -1] @ model.embed.T))))
     return ids[len(prompt) :]
 

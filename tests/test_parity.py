@@ -34,7 +34,12 @@ def theirs(directory, tokens) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"tied": True}, {"tied": False}, {"heads": 8, "head_dim": 4, "rope_theta": 1e4}, {"head_dim": 12}],
+    [
+        {"tied": True},
+        {"tied": False},
+        {"heads": 8, "head_dim": 4, "rope_theta": 1e4},
+        {"head_dim": 12},
+    ],
 )
 def test_log_probs_of_a_random_llama(tmp_path, changes):
     c = tiny_config(**changes)

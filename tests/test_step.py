@@ -19,7 +19,16 @@ from alignjax.weights.source import leaf_name
 
 F32 = Compute(dtype="float32", remat="none", vocab_chunk=32)
 # Sequences of each row, of uneven lengths and trained parts.
-LENGTHS = [[9, 7, 12, 5], [20, 11], [6, 6, 6, 13], [15, 14], [8, 19], [31, 9], [5, 7, 11, 9], [4, 4]]
+LENGTHS = [
+    [9, 7, 12, 5],
+    [20, 11],
+    [6, 6, 6, 13],
+    [15, 14],
+    [8, 19],
+    [31, 9],
+    [5, 7, 11, 9],
+    [4, 4],
+]
 
 
 def packed(sides: int = 2) -> Batch:

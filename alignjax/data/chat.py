@@ -42,7 +42,7 @@ def encode_side(tokenizer, side: Side, train_on: str, where: str) -> tuple[list[
     through an EOS token.
     """
     if isinstance(side.answer, str):
-        return _encode_plain(tokenizer, side)
+        return _encode_plain(tokenizer, side, where)
     if not tokenizer.chat_template:
         raise ValueError(
             f"{where}: the model has no chat template; name one with --model.chat_template=FILE, "
@@ -55,7 +55,12 @@ def encode_side(tokenizer, side: Side, train_on: str, where: str) -> tuple[list[
         if message["role"] == "assistant" and i >= len(side.prompt)
     ]
     text, spans = _spans(tokenizer, messages, turns[-1:] if train_on == "last" else turns, where)
-    return _encode_text(tokenizer, text, spans)
+    encoded = _encode(tokenizer, text, False, where)
+    mask = [
+        any(start <= first and last <= end for start, end in spans)
+        for first, last in encoded.offsets
+    ]
+    return encoded.ids, mask
 
 
 def _spans(tokenizer, messages, turns: list[int], where: str) -> tuple[str, list[tuple[int, int]]]:
@@ -73,7 +78,8 @@ def _spans(tokenizer, messages, turns: list[int], where: str) -> tuple[str, list
             if not (text.startswith(through) and through.startswith(header)):
                 raise ValueError(
                     f"{where}: the chat template renders turn {i + 1} otherwise when turns follow "
-                    "it, so its tokens cannot be told apart; set data.train_on=last."
+                    "it, so its tokens cannot be told apart; set data.train_on=last, or name "
+                    "another --model.chat_template."
                 )
             spans.append((len(header), len(through) - len(tail) + _end_of_turn(tokenizer, tail)))
         return text, spans
@@ -91,24 +97,28 @@ def _end_of_turn(tokenizer, tail: str) -> int:
     return min(ends, default=0)
 
 
-def _encode_text(tokenizer, text: str, spans) -> tuple[list[int], list[bool]]:
-    encoded = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    mask = [
-        any(start <= first and last <= end for start, end in spans)
-        for first, last in encoded.offsets
-    ]
-    return encoded.ids, mask
-
-
-def _encode_plain(tokenizer, side: Side) -> tuple[list[int], list[bool]]:
-    text = side.prompt + side.answer
-    encoded = tokenizer.backend_tokenizer.encode(text, add_special_tokens=True)
+def _encode_plain(tokenizer, side: Side, where: str) -> tuple[list[int], list[bool]]:
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{where}: the tokenizer has no EOS token, which ends plain text.")
+    encoded = _encode(tokenizer, side.prompt + side.answer, True, where)
     ids = list(encoded.ids)
-    special = encoded.special_tokens_mask
+    # A token that holds the prompt's last space and the answer's first word is the answer's.
     mask = [
-        not special[i] and first >= len(side.prompt) for i, (first, _) in enumerate(encoded.offsets)
+        not special and last > len(side.prompt)
+        for special, (_, last) in zip(encoded.special_tokens_mask, encoded.offsets, strict=True)
     ]
     if ids[-1] == tokenizer.eos_token_id:
         mask[-1] = True
         return ids, mask
     return [*ids, tokenizer.eos_token_id], [*mask, True]
+
+
+def _encode(tokenizer, text: str, add_special_tokens: bool, where: str):
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: the text is not valid Unicode (half a surrogate pair at character "
+            f"{error.start}); remove the character."
+        ) from None
+    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)

@@ -5,6 +5,7 @@ A row becomes an `Example`: one side for SFT, (chosen, rejected) for a preferenc
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,10 @@ def _hash01(row: dict) -> float:
     """A number in [0, 1) that the row's prompt decides."""
     prompt = row.get("prompt") or row.get("messages") or row.get("chosen")
     if isinstance(prompt, list):
-        prompt = [message for message in prompt if message.get("role") != "assistant"][:2]
+        asked = [m for m in prompt if not (isinstance(m, dict) and m.get("role") == "assistant")]
+        prompt = asked[:2]
+    elif "prompt" not in row and isinstance(prompt, str):
+        prompt = os.path.commonprefix([prompt, str(row.get("rejected"))])
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -96,10 +100,16 @@ def pair_example(line: int, row: dict, strings: str, where: str) -> Example:
             f"{_columns(row)}."
         )
     chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
-    whole = isinstance(chosen, list) and isinstance(rejected, list) and chosen[:1] == rejected[:1]
+    for name in ("chosen", "rejected"):
+        if not isinstance(row[name], str):
+            _messages(row[name], name, where)
+    lists = isinstance(chosen, list) and isinstance(rejected, list)
+    whole = lists and chosen[:1] == rejected[:1] and chosen[:1] and _opens(chosen[0])
     if prompt is None or (isinstance(prompt, str) and whole):
         prompt, chosen, rejected = _common_prompt(chosen, rejected, strings, where)
     elif isinstance(prompt, list) and whole and prompt and chosen[: len(prompt)] == prompt:
+        if rejected[: len(prompt)] != prompt:
+            raise ValueError(f"{where}: `chosen` begins with `prompt` and `rejected` does not.")
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     prompt = _turns(prompt, "prompt", "user", strings, where)
     sides = tuple(
@@ -109,6 +119,11 @@ def pair_example(line: int, row: dict, strings: str, where: str) -> Example:
     for side in sides:
         _check_answer(side, where)
     return Example(sides, line, row)
+
+
+def _opens(message: dict) -> bool:
+    """Whether a conversation can begin with this message; an answer alone begins with another."""
+    return message["role"] != "assistant"
 
 
 def _common_prompt(chosen, rejected, strings: str, where: str):

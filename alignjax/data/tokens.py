@@ -104,10 +104,10 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
         where = f"{path}, line {example.line}"
         sides = [encode_side(tokenizer, side, data.train_on, where) for side in example.sides]
         progress(number)
+        truncated = False
         if stage == "sft" and data.overlong == "truncate":
             truncated = len(sides[0][0]) > data.max_length
             sides = [(ids[: data.max_length], mask[: data.max_length]) for ids, mask in sides]
-            dropped["truncated (kept)"] += truncated
         if any(len(ids) > data.max_length for ids, _ in sides):
             dropped[f"longer than {data.max_length} tokens"] += 1
         elif not all(any(mask[1:]) for _, mask in sides):
@@ -116,6 +116,7 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
             dropped["chosen equals rejected"] += 1
         else:
             lines.append(example.line)
+            dropped["truncated (kept)"] += truncated
             for ids, mask in sides:
                 tokens.append(np.asarray(ids, np.int32))
                 # Nothing comes before a first token, so nothing can predict it.

@@ -45,9 +45,7 @@ def open_directory(path: Path) -> Source:
 
     config_file = path / "config.json"
     if not config_file.is_file():
-        raise ValueError(
-            f"{path}: there is no config.json, so this is not a model directory."
-        )
+        raise ValueError(f"{path}: there is no config.json, so this is not a model directory.")
     files = {}
     for name, file in _tensor_files(path).items():
         files.setdefault(file, []).append(name)
