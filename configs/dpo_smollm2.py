@@ -2,8 +2,8 @@
 
     python -m alignjax.train --config=dpo_smollm2
 
-The data are the package's own (alignjax/demo): every couple of pairs shows the same two answers under
-two opposed instructions, so neither the length of an answer nor any word in it decides.
+The data are the package's own (alignjax/demo): every couple of pairs shows the same two answers
+under two opposed instructions, so neither the length of an answer nor any word in it decides.
 """
 
 from pathlib import Path

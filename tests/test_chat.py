@@ -308,7 +308,8 @@ def test_template_that_drops_earlier_turns_is_told(template):
     tokenizer.chat_template = template
     assert refusal(tokenizer, [ASK, TELL, ASK2, TELL2]) == (
         f"{WHERE}: the chat template renders turn 2 otherwise when turns follow it, so its tokens "
-        "cannot be told apart; set data.train_on=last."
+        "cannot be told apart; set data.train_on=last, or name another "
+        "--model.chat_template."
     )
 
 

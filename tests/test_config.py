@@ -162,7 +162,8 @@ def test_an_ill_typed_value_exits_with_2(argument, said, capsys):
     [
         (
             ["--config=dpo_smollm2", "--mesh.pipeline=2"],
-            "--mesh.pipeline: there is no such key; there are mesh.fsdp, mesh.replica, mesh.tensor.",
+            "--mesh.pipeline: there is no such key; there are mesh.fsdp, mesh.replica, "
+            "mesh.tensor.",
         ),
         (
             ["--config=sft_smollm2", "--beta=0.1"],

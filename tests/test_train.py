@@ -1,4 +1,4 @@
-"""The command as a user runs it, on a tiny model: killed and resumed, bad input, non-finite loss."""
+"""The command as a user runs it, on a tiny model: resumed, misused, diverging."""
 
 import json
 import os
