@@ -1,11 +1,11 @@
 """Answers to held-out prompts, before and after training."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 
 from alignjax.data.chat import render
+from alignjax.data.rows import Side
 from alignjax.data.tokens import examples
 from alignjax.files import write_whole
 from alignjax.generation.native import generate
@@ -25,14 +25,16 @@ def sample(run: Run, model: Decoder, step: int) -> list[dict]:
         return json.loads(file.read_text(encoding="utf-8"))
     wanted = run.config.samples
     found = [
-        example
+        (example, prompt)
         for example in examples(run.config.data, run.stage.name, held_out=True)
-        if isinstance(example.sides[0].prompt, list) and example.sides[0].prompt
+        if (prompt := _prompt(example.sides[0]))
     ]
+    if not found:
+        return []
     count = min(wanted.prompts, len(found))
     chosen = np.sort(np.random.default_rng(run.config.seed).permutation(len(found))[:count])
     found = [found[i] for i in chosen]
-    prompts = [render(run.tokenizer, example.sides[0].prompt, generate=True) for example in found]
+    prompts = [render(run.tokenizer, prompt, generate=True) for _, prompt in found]
     with phase(f"answers at step {step}", len(prompts)) as update:
         ids = generate(
             model,
@@ -46,16 +48,20 @@ def sample(run: Run, model: Decoder, step: int) -> list[dict]:
             update,
         )
     result = []
-    for example, answer in zip(found, ids, strict=True):
+    for (example, prompt), answer in zip(found, ids, strict=True):
         text = run.tokenizer.decode(answer, skip_special_tokens=True)
-        line = {"prompt": example.sides[0].prompt[-1]["content"], "answer": text}
+        line = {"prompt": prompt[-1]["content"], "answer": text}
         if "rule" in example.row:
             row = example.row
             line |= {"rule": row["rule"], "follows": follows(row["rule"], row["rule_value"], text)}
         result.append(line)
-    _write(file, result)
+    write_whole(file, json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
 
-def _write(file: Path, result: list[dict]) -> None:
-    write_whole(file, json.dumps(result, indent=1, ensure_ascii=False))
+def _prompt(side: Side) -> list[dict]:
+    """The messages before a conversation's first trained answer; none for plain text."""
+    if isinstance(side.answer, str):
+        return []
+    first = next(i for i, message in enumerate(side.answer) if message["role"] == "assistant")
+    return [*side.prompt, *side.answer[:first]]

@@ -139,10 +139,13 @@ def test_eight_devices_train_as_one(prepared):
 
 def test_sft_lowers_the_held_out_loss_and_keeps_the_best(prepared):
     overrides = ("--data.train-on=last", "--checkpoint.best=eval_loss:min", "--checkpoint.keep=1")
+    overrides += ("--samples.prompts=2", "--samples.max-tokens=4")
     rows = [json.loads(line) for line in (prepared / "rows.jsonl").read_text().splitlines()]
     with (prepared / "sft.jsonl").open("w") as out:
         for row in rows:
-            row = {n: row[n] for n in ("prompt", "split")} | {"completion": row["chosen"]}
+            asked = {"role": "user", "content": row["prompt"]}
+            told = {"role": "assistant", "content": row["chosen"]}
+            row = {"messages": [asked, told], "split": row["split"]}
             out.write(json.dumps(row) + "\n")
     more = (f"--data.path={prepared / 'sft.jsonl'}", *overrides)
     text = launch(
@@ -150,7 +153,7 @@ def test_sft_lowers_the_held_out_loss_and_keeps_the_best(prepared):
     ).stdout
     lines = metrics_of(prepared / "sft-run")
     assert lines[-1]["eval_loss"] < lines[0]["eval_loss"]
-    assert "held-out loss" in text
+    assert "held-out loss" in text and text.count("before  ") == 2
 
 
 def refusal(root: Path, *overrides: str) -> str:

@@ -1,0 +1,122 @@
+"""Scores of data sets, their intervals, and the reference that is kept on disk."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import mesh, tiny_config
+
+from alignjax import evaluation, reference
+from alignjax.config import DPO, Compute
+from alignjax.data.tokens import TokenSet
+from alignjax.models import decoder
+from alignjax.stages import stage_of
+
+F32 = Compute(dtype="float32", remat="none", vocab_chunk=32)
+
+
+def pairs(count: int = 9, seed: int = 0) -> TokenSet:
+    """Random pairs of uneven lengths; the later half of each side is trained."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(4, 20, 2 * count)
+    trained = np.concatenate([np.arange(n) >= n // 2 for n in lengths])
+    tokens = rng.integers(3, 128, lengths.sum()).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return TokenSet(tokens, trained, offsets, np.arange(1, count + 1), 2, f"k{seed}", "f", {})
+
+
+@pytest.fixture
+def model():
+    return decoder.init(tiny_config(), jax.random.key(0))
+
+
+def test_scores_do_not_depend_on_rows_row_length_or_mesh(model):
+    data = pairs()
+    one = evaluation.score(model, data, 48, 1, F32)
+    assert one.shape == (9, 2) and np.isfinite(one).all() and (one < 0).all()
+    np.testing.assert_allclose(evaluation.score(model, data, 128, 3, F32), one, rtol=1e-5)
+    host = jax.tree.map(np.asarray, model)
+    mesh(1, 4, 2)
+    sharded = decoder.init(tiny_config(), jax.random.key(0))
+    sharded = jax.tree.map(lambda like, w: jax.device_put(w, like.sharding), sharded, host)
+    np.testing.assert_allclose(evaluation.score(sharded, data, 48, 4, F32), one, rtol=1e-5)
+
+
+def test_scores_of_some_items_are_those_of_all(model):
+    data = pairs()
+    every = evaluation.score(model, data, 48, 2, F32)
+    some = evaluation.score(model, data, 48, 2, F32, np.array([1, 6, 7]))
+    assert np.flatnonzero(~np.isnan(some).any(1)).tolist() == [1, 6, 7]
+    np.testing.assert_allclose(some[[1, 6, 7]], every[[1, 6, 7]], rtol=1e-5)
+
+
+def test_metrics_of_a_set_by_hand():
+    logps = np.array([[-10.0, -12.0], [-8.0, -5.0], [-3.0, -3.0]], np.float32)
+    ref = np.array([[-11.0, -11.0], [-8.0, -8.0], [-3.0, -3.0]], np.float32)
+    terms = evaluation.item_terms(stage_of(DPO(beta=0.5)), logps, ref, pairs(3))
+    got = evaluation.means(terms)
+    margins = [1.0, -1.5, 0.0]
+    assert got["eval_rewards/margins"] == pytest.approx(np.mean(margins))
+    assert got["eval_rewards/accuracies"] == pytest.approx(0.5)
+    assert got["eval_loss"] == pytest.approx(np.mean(np.log1p(np.exp(-np.array(margins)))))
+
+
+def test_the_interval_of_a_constant_change_is_that_change():
+    rng = np.random.default_rng(0)
+    before = rng.standard_normal(50)
+    ones = np.ones(50)
+    assert evaluation.paired_bootstrap((before, ones), (before + 0.25, ones)) == pytest.approx(
+        (0.25, 0.25)
+    )
+
+
+def test_the_interval_matches_the_normal_approximation():
+    rng = np.random.default_rng(1)
+    change = rng.standard_normal(400) + 0.3
+    zeros, ones = np.zeros(400), np.ones(400)
+    low, high = evaluation.paired_bootstrap((zeros, ones), (change, ones))
+    half = 1.96 * change.std() / 20
+    assert low == pytest.approx(change.mean() - half, abs=0.015)
+    assert high == pytest.approx(change.mean() + half, abs=0.015)
+
+
+def test_longer_wins_counts_ties_half():
+    offsets = np.array([0, 4, 6, 8, 12, 15, 18])
+    data = TokenSet(np.zeros(18), np.ones(18, bool), offsets, np.arange(3), 2, "k", "f", {})
+    assert evaluation.longer_wins(data) == pytest.approx(0.5)  # one right, one wrong, one tie
+
+
+def test_the_reference_is_computed_once_and_added_to(model, tmp_path, monkeypatch):
+    data, weights = pairs(), reference.fingerprint(model)
+    args = (weights, data, 48, 2, F32, tmp_path)
+    some = reference.reference_logps(model, *args, np.array([2, 5]))
+    assert np.flatnonzero(~np.isnan(some).any(1)).tolist() == [2, 5]
+    asked = []
+
+    def counted(*arguments):
+        asked.append(arguments[5].tolist())
+        return evaluation.score(*arguments)
+
+    monkeypatch.setattr(reference, "score", counted)
+    whole = reference.reference_logps(model, *args)
+    again = reference.reference_logps(model, *args)
+    assert asked == [[0, 1, 3, 4, 6, 7, 8]]
+    np.testing.assert_array_equal(whole, again)
+    np.testing.assert_array_equal(whole[[2, 5]], some[[2, 5]])
+    other = reference.reference_logps(model, "other weights", *args[1:])
+    assert len(asked) == 2 and np.isfinite(other).all()
+
+
+def test_the_fingerprint_is_of_the_bits_and_not_of_the_mesh(model):
+    one = reference.fingerprint(model)
+    host = jax.tree.map(np.asarray, model)
+    changed = jax.tree.map(np.array, host)
+    changed.blocks.q[1, 2, 3] = np.nextafter(changed.blocks.q[1, 2, 3], 1)
+    swapped = jax.tree.map(np.array, host)
+    swapped.embed[[4, 5]] = swapped.embed[[5, 4]]
+    place = jax.tree.map(lambda like, w: like.sharding, model, host)
+    for other in (changed, swapped):
+        assert reference.fingerprint(jax.tree.map(jax.device_put, other, place)) != one
+    mesh(1, 4, 2)
+    sharded = decoder.init(tiny_config(), jax.random.key(0))
+    sharded = jax.tree.map(lambda like, w: jax.device_put(w, like.sharding), sharded, host)
+    assert reference.fingerprint(sharded) == one
