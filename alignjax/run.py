@@ -61,9 +61,10 @@ def prepare(config: configs.SFT | configs.DPO) -> Run:
     """Opens the model, tokenizes, and plans every step; prints what will be trained."""
     stage = stage_of(config)
     cache = configs.cache_dir(config)
-    source = open_model(config.model.path, cache)
-    check_divides(decoder_config(source).dimensions())
-    tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)
+    with phase(f"opening {config.model.path}"):
+        source = open_model(config.model.path, cache)
+        check_divides(decoder_config(source).dimensions())
+        tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)
     data = []
     for held_out in (False, True):
         with phase("tokenizing " + ("held-out rows" if held_out else "training rows")) as update:

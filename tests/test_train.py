@@ -138,7 +138,8 @@ def test_eight_devices_train_as_one(prepared):
 
 
 def test_sft_lowers_the_held_out_loss_and_keeps_the_best(prepared):
-    overrides = ("--data.train-on=last", "--checkpoint.best=eval_loss:min", "--checkpoint.keep=1")
+    overrides = ("--data.train-on=last", "--checkpoint.best=eval_loss:max", "--checkpoint.keep=1")
+    overrides += ("--log.eval-every=3",)
     overrides += ("--samples.prompts=2", "--samples.max-tokens=4")
     rows = [json.loads(line) for line in (prepared / "rows.jsonl").read_text().splitlines()]
     with (prepared / "sft.jsonl").open("w") as out:
@@ -153,6 +154,10 @@ def test_sft_lowers_the_held_out_loss_and_keeps_the_best(prepared):
     ).stdout
     lines = metrics_of(prepared / "sft-run")
     assert lines[-1]["eval_loss"] < lines[0]["eval_loss"]
+    saved = {line["step"]: line["eval_loss"] for line in lines[1:] if "eval_loss" in line}
+    highest = max(saved, key=saved.get)  # "best" by the end that the last step is not
+    names = {p.name for p in (prepared / "sft-run/checkpoints").iterdir() if p.name.isdigit()}
+    assert names == {str(highest), str(STEPS)} and highest != STEPS
     assert "held-out loss" in text and text.count("before  ") == 2
 
 

