@@ -182,12 +182,12 @@ def parse(command: str, arguments: Sequence[str] | None = None) -> SFT | DPO:
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = _take_config(arguments)
-    _check_names(rest, DPO() if name is None else load(name))
+    config = DPO() if name is None else load(name)
+    _check_names(rest, config)
     listing = "Configs:\n" + "\n".join(f"  {key}: {line}" for key, line in names().items())
     usage = f"python -m {command} --config=NAME|PATH [--a.b=value ...]"
     if name is None and not {"-h", "--help"} & set(rest):
         raise ValueError(f"which run? {usage}\n{listing}")
-    config = DPO() if name is None else load(name)
     about = f"{usage}\n\n{listing}\n\n"
     about += "Keys of a dpo run:" if name is None else f"Keys and defaults of {name}:"
     return tyro.cli(

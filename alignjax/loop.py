@@ -40,7 +40,7 @@ def fit(run: Run, state: State, first: int, base: Baseline, manager) -> State:
     epoch = np.cumsum([len(run.steps.plan.step_items(i)) for i in range(total)]) / len(run.train)
     batches = replace(run.steps, ref=base.ref_train).read(first)
     static = {"stage": run.stage, "compute": config.compute, "tx": tx}
-    batch = place(next(batches), None, "batch")
+    batch = _next(batches)
     with phase("compiling the training step"):
         step_fn = train_step.lower(state, batch, np.int32(1), np.int32(0), **static).compile()
 
