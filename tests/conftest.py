@@ -15,6 +15,7 @@ import pytest
 from alignjax import sharding
 from alignjax.models.decoder import DecoderConfig
 
+pytest.register_assert_rewrite("oracle", "refusals", "running")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -97,6 +98,20 @@ def write_tokenizer(directory: Path, vocab_size: int = 128) -> None:
     fast.save_pretrained(directory)
 
 
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(directory)  # a token for each letter
+    return directory
+
+
+@pytest.fixture
+def tokenizer(tokenizer_dir):
+    from alignjax.data import chat
+
+    return chat.load_tokenizer(tokenizer_dir)
+
+
 def write_model(
     directory: Path, c: DecoderConfig, seed: int = 0, dtype="float32", files: int = 1
 ) -> dict[str, np.ndarray]:
@@ -165,6 +180,30 @@ def write_pairs(file: Path, count: int, held_out: int = 0, seed: int = 0) -> Non
                 "split": "train" if i < count else "test",
             }
             out.write(json.dumps(row) + "\n")
+
+
+def tokens_of(tokens, trained, offsets, sides: int, key: str = ""):
+    """A TokenSet as a cache of one file "f" would give it, item i from its line i + 1."""
+    from alignjax.data.tokens import TokenSet
+
+    items = (len(offsets) - 1) // sides
+    return TokenSet(
+        tokens=tokens,
+        trained=trained,
+        offsets=offsets,
+        file_index=np.zeros(items, np.int32),
+        lines=np.arange(items) + 1,
+        margin=np.zeros(items, np.float32),
+        weight=np.ones(items, np.float32),
+        source=np.zeros(items, np.int32),
+        files=["f"],
+        units=["line"],
+        sources=[""],
+        columns=[],
+        counts={"read": items, "kept": items},
+        sides=sides,
+        key=key,
+    )
 
 
 def random_batch(c: DecoderConfig, rng, rows: int, length: int, lengths: list[list[int]], sides=2):

@@ -1,7 +1,10 @@
 """Every sequence can be read back from the packed batches, with its targets and its reference."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from conftest import tokens_of
 
 from alignjax.config import Batch as BatchConfig
 from alignjax.data.batches import Batch, PackedSteps, packed_steps
@@ -18,16 +21,8 @@ def random_set(items: int, sides: int, seed: int = 0) -> TokenSet:
     trained = rng.random(offsets[-1]) < 0.5
     trained[offsets[1:] - 1] = True
     trained[offsets[:-1]] = False
-    return TokenSet(
-        tokens=rng.integers(0, 1000, offsets[-1]).astype(np.int32),
-        trained=trained,
-        offsets=offsets,
-        lines=np.arange(items) + 1,
-        sides=sides,
-        key="",
-        file="",
-        dropped={},
-    )
+    tokens = rng.integers(0, 1000, offsets[-1]).astype(np.int32)
+    return tokens_of(tokens, trained, offsets, sides)
 
 
 def make(sides: int, micro: int = 3, seed: int = 0, **batch) -> PackedSteps:
@@ -110,15 +105,11 @@ def test_the_check_above_finds_each_kind_of_damage(field, change):
 
 
 def test_a_row_of_pairs_by_hand():
-    data = TokenSet(
+    data = tokens_of(
         tokens=np.array([10, 11, 12, 20, 21, 30, 31, 32, 40, 41, 42, 43], np.int32),
         trained=np.array([0, 1, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0], bool),
         offsets=np.array([0, 3, 5, 8, 12]),
-        lines=np.array([1, 2]),
         sides=2,
-        key="",
-        file="",
-        dropped={},
     )
     ref = np.array([[-1.0, -2.0], [-3.0, -4.0]], np.float32)
     batch = packed_steps(data, plan_scoring(data.lengths(), 14, 1), 1, ref)[0]
@@ -192,7 +183,7 @@ def test_useful_tokens_are_those_in_segments(sides):
 
 def test_without_a_reference_ref_is_zero():
     steps = make(2)
-    bare = PackedSteps(steps.data, steps.plan, steps.rows, steps.targets)
+    bare = dataclasses.replace(steps, ref=None)
     batch, other = bare[0], steps[0]
     assert not batch.ref.any()
     assert batch.ref.shape == other.ref.shape
@@ -218,3 +209,20 @@ def test_reading_from_a_step_on_gives_the_same_batches(sides):
         for array, same in zip(batch, steps[step], strict=True):
             assert np.array_equal(array, same)
     assert [array.dtype for array in whole[0]] == [np.int32] * 5 + [np.float32]
+
+
+@pytest.mark.parametrize("local", [[0], [1, 2], [0, 2]])
+def test_a_process_builds_its_own_rows_of_each_micro_batch_and_no_others(local):
+    whole = make(2)
+    steps = dataclasses.replace(whole, local=np.array(local))
+    for step in (0, 3, len(steps) - 1):
+        for mine, everyone in zip(steps[step], whole[step], strict=True):
+            assert np.array_equal(mine, everyone[:, local])
+
+
+def test_items_are_known_for_all_rows_on_every_process():
+    whole = make(2)
+    steps = dataclasses.replace(whole, local=np.array([1]))
+    for step in range(len(steps)):
+        batch = whole[step]
+        assert np.array_equal(steps.items(step), batch.items.reshape(-1, batch.items.shape[-1]))

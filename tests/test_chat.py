@@ -1,105 +1,22 @@
 """Exactly the answers' tokens are trained, under the templates of three model families."""
 
-import functools
-
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
-
-from alignjax.data import chat, rows
-from alignjax.data.rows import Side
-
-WHERE = "f.jsonl, line 7"
-TEXT = [
-    "The sky is blue and the sea is green because the light falls so.",
-    "What is the colour of the sky? Tell me about the sea, and tell me why.",
-    "def f(x):\n    return x\n\nYes, no; 1, 2, 3. It's déjà vu — für 🐝 and 🐝.\n",
-    "user\nassistant\nsystem\nmodel\n",
-]
-
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' "
-    "+ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+from templates import (
+    ASK,
+    ASK2,
+    CHATML,
+    DROPS_EARLIER_ANSWERS,
+    TELL,
+    TELL2,
+    WHERE,
+    assistant,
+    by_pieces,
+    chatml,
+    encode,
+    gemma,
+    llama_2,
+    user,
 )
-LLAMA_2 = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate user/assistant/user/assistant') }}{% endif %}"
-    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'].strip() + ' [/INST]' }}"
-    "{% else %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
-    "{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}"
-    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate user/assistant/user/assistant') }}{% endif %}"
-    "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
-    "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
-
-
-@functools.cache
-def backend(special: tuple[str, ...], bos: str = "") -> str:
-    """A trained byte-level BPE tokenizer as JSON; one with `bos` puts it before every text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        show_progress=False,
-        special_tokens=list(special),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(TEXT * 3, trainer)
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-        )
-    return tokenizer.to_str()
-
-
-def wrapped(special: tuple[str, ...], template: str, bos: str = "", **names):
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(backend(special, bos)),
-        clean_up_tokenization_spaces=False,
-        **({"bos_token": bos} if bos else {}),
-        **names,
-    )
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def chatml(pad: str = "<|endoftext|>"):
-    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    return wrapped(special, CHATML, eos_token="<|im_end|>", pad_token=pad)
-
-
-def llama_2(pad: str = "<unk>"):
-    return wrapped(("<unk>", "<s>", "</s>"), LLAMA_2, bos="<s>", eos_token="</s>", pad_token=pad)
-
-
-def gemma():
-    special = ("<pad>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
-    return wrapped(special, GEMMA, bos="<bos>", eos_token="<eos>", pad_token="<pad>")
-
-
-def user(text: str) -> dict:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict:
-    return {"role": "assistant", "content": text}
-
-
-def by_pieces(tokenizer, *pieces: str) -> tuple[list[int], list[bool]]:
-    """What is expected: each piece on its own; those that begin with "*" are trained."""
-    ids, mask = [], []
-    for piece in pieces:
-        found = tokenizer.encode(piece.removeprefix("*"), add_special_tokens=False)
-        ids += found
-        mask += [piece.startswith("*")] * len(found)
-    return ids, mask
 
 
 def trained_runs(tokenizer, ids: list[int], mask: list[bool]) -> list[str]:
@@ -113,22 +30,10 @@ def trained_runs(tokenizer, ids: list[int], mask: list[bool]) -> list[str]:
     return [tokenizer.decode(run) for run in runs]
 
 
-def encode(tokenizer, messages: list[dict], prompt: int = 0, train_on: str = "all"):
-    side = Side(messages[:prompt], messages[prompt:])
-    return chat.encode_side(tokenizer, side, train_on, WHERE)
-
-
 def refusal(tokenizer, *arguments, **options) -> str:
     with pytest.raises(ValueError) as caught:
         encode(tokenizer, *arguments, **options)
     return str(caught.value)
-
-
-ASK, TELL = user("What is the colour of the sky?"), assistant("The sky is blue.")
-ASK2, TELL2 = user("Why?"), assistant("Yes, déjà vu — the light falls so 🐝.\n\n1, 2, 3")
-
-
-# Chat templates
 
 
 def test_chatml_by_pieces():
@@ -291,11 +196,6 @@ def test_missing_template_is_told():
     )
 
 
-DROPS_EARLIER_ANSWERS = (
-    "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 DROPS_EARLIER_TURNS = (
     "{% for m in messages[-2:] %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
@@ -322,87 +222,3 @@ def test_template_that_drops_earlier_answers_can_train_on_the_last():
         "<|im_start|>user\nWhy?<|im_end|><|im_start|>assistant\n",
         f"*{TELL2['content']}<|im_end|>",
     )
-
-
-# Plain text
-
-
-def plain(tokenizer, prompt: str, answer: str) -> tuple[list[int], list[bool]]:
-    return chat.encode_side(tokenizer, Side(prompt, answer), "all", WHERE)
-
-
-def test_plain_text_by_pieces():
-    tokenizer = chatml()  # puts no BOS before a text
-    expected = by_pieces(tokenizer, "Tell me:", "* The sky is blue.<|im_end|>")
-    assert plain(tokenizer, "Tell me:", " The sky is blue.") == expected
-
-
-def test_plain_text_has_bos_once_and_eos_once():
-    tokenizer = llama_2()
-    ids, mask = plain(tokenizer, "Tell me:\n", "The sky is blue.")
-    assert (ids, mask) == by_pieces(tokenizer, "<s>Tell me:\n", "*The sky is blue.</s>")
-    assert (ids.count(tokenizer.bos_token_id), ids.count(tokenizer.eos_token_id)) == (1, 1)
-
-
-def test_plain_text_needs_no_template_and_no_prompt():
-    tokenizer = llama_2(pad="</s>")
-    tokenizer.chat_template = None
-    expected = by_pieces(tokenizer, "<s>", "*The sky is blue.</s>")
-    assert plain(tokenizer, "", "The sky is blue.") == expected
-
-
-def test_eos_in_the_text_or_from_the_tokenizer_is_not_doubled():
-    tokenizer = llama_2()
-    expected = by_pieces(tokenizer, "<s>Tell me:", "* Yes</s>")
-    assert plain(tokenizer, "Tell me:", " Yes</s>") == expected
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", bos), ("</s>", eos)]
-    )
-    assert plain(tokenizer, "Tell me:", " Yes") == expected
-
-
-@pytest.mark.parametrize("make", [chatml, llama_2])
-def test_what_tells_plain_sides_apart_is_trained(make):
-    # " blue" and " green" are one token each, and begin before the words do.
-    tokenizer = make()
-    row = {"chosen": "the sky is blue", "rejected": "the sky is green"}
-    example = rows.pair_example(7, row, "plain", WHERE)
-    encoded = [chat.encode_side(tokenizer, side, "all", WHERE) for side in example.sides]
-    for (ids, mask), word in zip(encoded, ("blue", "green"), strict=True):
-        trained = [token for token, on in zip(ids, mask, strict=True) if on]
-        assert tokenizer.decode(trained).strip() == f"{word}{tokenizer.eos_token}"
-
-
-def test_explicit_plain_prompt_that_ends_in_a_space_leaves_the_answer_whole():
-    tokenizer = llama_2()
-    ids, mask = plain(tokenizer, "Tell me: ", "the sky")
-    trained = [token for token, on in zip(ids, mask, strict=True) if on]
-    assert tokenizer.decode(trained).strip() == "the sky</s>"
-
-
-# Loading
-
-
-def test_load_tokenizer_with_its_own_template_and_another(tmp_path):
-    chatml().save_pretrained(tmp_path / "model")
-    loaded = chat.load_tokenizer(tmp_path / "model")
-    assert encode(loaded, [ASK, TELL]) == encode(chatml(), [ASK, TELL])
-    other = tmp_path / "other.jinja"
-    other.write_text(DROPS_EARLIER_ANSWERS)
-    loaded = chat.load_tokenizer(tmp_path / "model", str(other))
-    assert chat.render(loaded, [user("Why?")]) == "<|im_start|>user\nWhy?<|im_end|>"
-    rendered = chat.render(loaded, [user("Why?")], generate=True)
-    assert rendered == "<|im_start|>user\nWhy?<|im_end|><|im_start|>assistant\n"
-
-
-def test_load_tokenizer_refusals(tmp_path):
-    chatml().save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError) as caught:
-        chat.load_tokenizer(tmp_path / "model", "none.jinja")
-    assert str(caught.value) == "model.chat_template=none.jinja: there is no such file."
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError) as caught:
-        chat.load_tokenizer(tmp_path / "empty")
-    assert str(caught.value).startswith(f"{tmp_path / 'empty'}: its tokenizer does not load (")
-    assert "\n" not in str(caught.value)

@@ -1,92 +1,66 @@
-"""Tokens on disk: made once, made anew when anything changes, every dropped row counted."""
+"""Tokens on disk: made once, made anew when anything changes, every row accounted for."""
 
+import dataclasses
 import json
-from dataclasses import replace
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_tokenizer
+from tokencases import PAIRS, make, pair_row, sequences, sft_row, tokenizer_text, write
 
 from alignjax.config import Data
 from alignjax.data import chat, rows, tokens
+from alignjax.data.formats import Place
 from alignjax.data.rows import Side
 from alignjax.data.tokens import TokenSet
 
 
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(directory)  # a token for each letter
-    return directory
+def encoded(tokenizer, *sides: Side) -> list[tuple[list[int], list[bool]]]:
+    found = chat.encode_sides(tokenizer, [(side, "") for side in sides], "all")
+    return [(ids.tolist(), mask.tolist()) for ids, mask in found]
 
 
-@pytest.fixture
-def tokenizer(tokenizer_dir):
-    return chat.load_tokenizer(tokenizer_dir)
-
-
-def write(file: Path, data: list[dict], blank: int = 0) -> str:
-    file.write_text("\n" * blank + "".join(json.dumps(row) + "\n" for row in data))
-    return str(file)
-
-
-def sft_row(prompt: str, completion: str, **more) -> dict:
-    return {"prompt": prompt, "completion": completion} | more
-
-
-def pair_row(prompt: str, chosen: str, rejected: str, **more) -> dict:
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | more
-
-
-def sequences(data: TokenSet) -> list[tuple[list[int], list[bool]]]:
-    return [
-        (data.tokens[a:b].tolist(), data.trained[a:b].tolist())
-        for a, b in zip(data.offsets[:-1], data.offsets[1:], strict=True)
-    ]
-
-
-def length(tokenizer, prompt: str, answer: str) -> int:
-    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return len(tokenizer.encode(chat.render(tokenizer, turns), add_special_tokens=False))
-
-
-PAIRS = [
-    pair_row("why", "because", "no"),
-    pair_row("how", "so", "thus it is"),
-    pair_row("when", "now", "then"),
-]
-
-
-def make(path, tokenizer, tokenizer_dir, cache, stage="dpo", held_out=False, **settings):
-    data = Data(path=path, **settings)
-    return tokens.token_set(data, stage, held_out, tokenizer, tokenizer_dir, cache)
+def same(one: TokenSet, other: TokenSet) -> bool:
+    """Whether all is equal but where the bad rows are listed."""
+    return all(
+        np.array_equal(getattr(one, field.name), getattr(other, field.name))
+        for field in dataclasses.fields(TokenSet)
+        if field.name != "bad_rows_file"
+    )
 
 
 def forbid_tokenizing(monkeypatch):
     def refuse(*_):
         raise AssertionError("tokenized again")
 
-    monkeypatch.setattr(tokens, "encode_side", refuse)
+    monkeypatch.setattr(tokens, "encode_sides", refuse)
 
 
 @pytest.mark.parametrize("strings", ["chat", "plain"])
-def test_pairs_are_what_encode_side_says(tmp_path, tokenizer, tokenizer_dir, strings):
+def test_pairs_are_what_encode_sides_says(tmp_path, tokenizer, tokenizer_dir, strings):
     path = write(tmp_path / "d.jsonl", PAIRS)
     made = make(path, tokenizer, tokenizer_dir, tmp_path, strings=strings)
-    expected = []
-    for row in PAIRS:
-        for side in rows.pair_example(1, row, strings, "").sides:
-            expected.append(chat.encode_side(tokenizer, side, "all", ""))
+    place = Place(path, 1, "line")
+    examples = [rows.example("dpo", row, place, strings) for row in PAIRS]
+    expected = encoded(tokenizer, *(side for example in examples for side in example.sides))
     assert sequences(made) == expected
     lengths = [len(ids) for ids, _ in expected]
     counts = [sum(mask) for _, mask in expected]
-    assert (len(made), made.sides, made.file, made.dropped) == (3, 2, path, {})
+    assert (len(made), made.sides, made.counts) == (3, 2, {"read": 3, "kept": 3})
     assert made.lines.tolist() == [1, 2, 3]
+    assert [made.place(item) for item in range(3)] == [f"{path}, line {n}" for n in (1, 2, 3)]
     assert made.lengths().tolist() == np.reshape(lengths, (3, 2)).sum(1).tolist()
     assert made.trained_counts().tolist() == np.reshape(counts, (3, 2)).tolist()
     dtypes = [made.tokens.dtype, made.trained.dtype, made.offsets.dtype, made.lines.dtype]
     assert dtypes == [np.int32, bool, np.int64, np.int64]
+    dtypes = [made.file_index.dtype, made.margin.dtype, made.weight.dtype, made.source.dtype]
+    assert dtypes == [np.int32, np.float32, np.float32, np.int32]
 
 
 def test_sft_items_have_one_side(tmp_path, tokenizer, tokenizer_dir):
@@ -97,7 +71,7 @@ def test_sft_items_have_one_side(tmp_path, tokenizer, tokenizer_dir):
         Side([{"role": "user", "content": "why"}], [{"role": "assistant", "content": "so"}]),
         Side([], turns * 2),
     ]
-    assert sequences(made) == [chat.encode_side(tokenizer, side, "all", "") for side in ones]
+    assert sequences(made) == encoded(tokenizer, *ones)
     assert (len(made), made.sides) == (2, 1)
     assert made.trained_counts().tolist() == [[3], [4]]  # bytes and <|im_end|>
     last = make(path, tokenizer, tokenizer_dir, tmp_path, "sft", train_on="last")
@@ -109,9 +83,7 @@ def test_second_time_nothing_is_tokenized(tmp_path, tokenizer, tokenizer_dir, mo
     first = make(path, tokenizer, tokenizer_dir, tmp_path / "cache")
     forbid_tokenizing(monkeypatch)
     second = make(path, tokenizer, tokenizer_dir, tmp_path / "cache")
-    assert sequences(second) == sequences(first)
-    assert (second.key, second.dropped, second.sides) == (first.key, first.dropped, first.sides)
-    assert second.lines.tolist() == first.lines.tolist()
+    assert same(second, first)
     assert isinstance(second.tokens, np.memmap)
     with pytest.raises(AssertionError, match="tokenized again"):
         make(path, tokenizer, tokenizer_dir, tmp_path / "another cache")
@@ -143,12 +115,15 @@ def test_another_row_is_another_cache(tmp_path, tokenizer, tokenizer_dir):
         {"strings": "plain"},
         {"train_on": "last"},
         {"overlong": "truncate"},
+        {"overlong": "split"},
+        {"on_bad_row": "skip"},
         {"eval_fraction": 0.5},
         {"split": "other"},
     ],
 )
 def test_another_setting_is_another_cache(tmp_path, tokenizer, tokenizer_dir, settings):
-    path = write(tmp_path / "d.jsonl", PAIRS)
+    data = [row | {"split": split} for row in PAIRS for split in ("train", "other")]
+    path = write(tmp_path / "d.jsonl", data)
     first = make(path, tokenizer, tokenizer_dir, tmp_path / "cache")
     second = make(path, tokenizer, tokenizer_dir, tmp_path / "cache", **settings)
     assert second.key != first.key
@@ -176,10 +151,6 @@ def test_another_template_or_tokenizer_is_another_cache(tmp_path, tokenizer_dir)
     assert third.tokens.tolist() != first.tokens.tolist()
 
 
-def tokenizer_text(data: TokenSet, tokenizer, sequence: int) -> str:
-    return tokenizer.decode(sequences(data)[sequence][0])
-
-
 def test_held_out_rows_and_stages_have_their_own_cache(tmp_path, tokenizer, tokenizer_dir):
     data = [row | {"split": "test" if i == 1 else "train"} for i, row in enumerate(PAIRS)]
     path = write(tmp_path / "d.jsonl", [row | {"completion": "c"} for row in data])
@@ -188,6 +159,8 @@ def test_held_out_rows_and_stages_have_their_own_cache(tmp_path, tokenizer, toke
     sft = make(path, tokenizer, tokenizer_dir, tmp_path, "sft")
     assert (train.lines.tolist(), held_out.lines.tolist()) == ([1, 3], [2])
     assert (sft.sides, sft.lines.tolist()) == (1, [1, 3])
+    assert train.counts == sft.counts == {"read": 2, "in other splits": 1, "kept": 2}
+    assert held_out.counts == {"read": 1, "in other splits": 2, "kept": 1}
     assert len({train.key, held_out.key, sft.key}) == 3
 
 
@@ -195,85 +168,53 @@ def test_held_out_file_is_taken_whole(tmp_path, tokenizer, tokenizer_dir):
     train = write(tmp_path / "train.jsonl", PAIRS)
     test = write(tmp_path / "test.jsonl", [PAIRS[2] | {"split": "train"}, PAIRS[1]])
     held_out = make(train, tokenizer, tokenizer_dir, tmp_path, held_out=True, eval_path=test)
-    assert (held_out.file, held_out.lines.tolist()) == (test, [1, 2])
+    assert [held_out.place(item) for item in (0, 1)] == [f"{test}, line 1", f"{test}, line 2"]
     assert "thus it is" in tokenizer_text(held_out, tokenizer, 3)
     assert len(make(train, tokenizer, tokenizer_dir, tmp_path, eval_path=test)) == 3
 
 
 def test_lines_are_the_files(tmp_path, tokenizer, tokenizer_dir):
-    data = [PAIRS[0], pair_row("x", "same", "same"), PAIRS[1] | {"split": "other"}, PAIRS[2]]
+    data = [PAIRS[0], PAIRS[1] | {"split": "other"}, PAIRS[2]]
     path = write(tmp_path / "d.jsonl", [{"split": "train"} | row for row in data], blank=2)
     made = make(path, tokenizer, tokenizer_dir, tmp_path)
-    assert made.lines.tolist() == [3, 6]
-    found = [
-        json.loads(line)["prompt"]
-        for line in Path(path).read_text().splitlines()
-        if line and json.loads(line)["split"] == "train"
-    ]
-    assert found == ["why", "x", "when"]
+    assert made.lines.tolist() == [3, 5]
     texts = [tokenizer_text(made, tokenizer, 2 * item) for item in range(2)]
     assert ["why" in texts[0], "when" in texts[1]] == [True, True]
 
 
-def test_overlong_pairs_are_dropped_and_counted(tmp_path, tokenizer, tokenizer_dir):
-    limit = length(tokenizer, "p", "a" * 20)
-    data = [
-        pair_row("p", "a" * 20, "b"),  # just fits
-        pair_row("p", "a" * 21, "b"),
-        pair_row("p", "b", "a" * 21),
-        pair_row("p", "c", "d"),
+def test_places_of_several_files_name_the_file_and_its_unit(tmp_path, tokenizer, tokenizer_dir):
+    write(tmp_path / "b.jsonl", [PAIRS[2]])
+    write(tmp_path / "a.jsonl", PAIRS[:2], blank=1)
+    (tmp_path / "c.json").write_text(json.dumps([PAIRS[0]]))
+    path = f"{tmp_path}/*.jsonl,{tmp_path}/c.json"
+    made = make(path, tokenizer, tokenizer_dir, tmp_path / "cache")
+    assert [made.place(item) for item in range(4)] == [
+        f"{tmp_path / 'a.jsonl'}, line 2",
+        f"{tmp_path / 'a.jsonl'}, line 3",
+        f"{tmp_path / 'b.jsonl'}, line 1",
+        f"{tmp_path / 'c.json'}, row 1",
     ]
-    path = write(tmp_path / "d.jsonl", data)
-    for overlong in ("drop", "truncate"):  # pairs are never truncated
-        settings = {"max_length": limit, "overlong": overlong}
-        made = make(path, tokenizer, tokenizer_dir, tmp_path, **settings)
-        assert made.lines.tolist() == [1, 4]
-        assert made.dropped == {f"longer than {limit} tokens": 2}
-        assert np.diff(made.offsets).max() == limit
+    assert made.file_index.tolist() == [0, 0, 1, 2]
+    assert "when" in tokenizer_text(made, tokenizer, 4)
 
 
-def test_overlong_conversations_are_dropped_or_truncated_and_counted(
-    tmp_path, tokenizer, tokenizer_dir
-):
-    limit = length(tokenizer, "p", "a" * 20)
-    data = [sft_row("p", "a" * n) for n in (20, 21, 300, 1)]
-    path = write(tmp_path / "d.jsonl", data)
-    dropped = make(path, tokenizer, tokenizer_dir, tmp_path, "sft", max_length=limit)
-    assert dropped.lines.tolist() == [1, 4]
-    assert dropped.dropped == {f"longer than {limit} tokens": 2}
-    settings = {"max_length": limit, "overlong": "truncate"}
-    kept = make(path, tokenizer, tokenizer_dir, tmp_path, "sft", **settings)
-    assert kept.lines.tolist() == [1, 2, 3, 4]
-    assert kept.dropped == {"truncated (kept)": 2}
-    whole = make(path, tokenizer, tokenizer_dir, tmp_path, "sft")
-    expected = [(ids[:limit], mask[:limit]) for ids, mask in sequences(whole)]
-    assert sequences(kept) == expected
-    # 21 a's less the newline and <|im_end|> that were cut off; then 300 a's as far as they fit.
-    assert kept.trained_counts().ravel().tolist() == [21, 21 + 1, 21 + 1, 2]
+def test_margin_weight_and_source_are_carried(tmp_path, tokenizer, tokenizer_dir):
+    more = [{"margin": 1.5, "source": "b"}, {}, {"weight": 0.25, "source": "a"}, {"source": "b"}]
+    data = [pair_row("p", "yes", "no") | columns for columns in more]
+    made = make(write(tmp_path / "d.jsonl", data), tokenizer, tokenizer_dir, tmp_path)
+    assert made.margin.tolist() == [1.5, 0, 0, 0]
+    assert made.weight.tolist() == [1, 1, 0.25, 1]
+    assert [made.sources[i] for i in made.source] == ["b", "", "a", "b"]
+    assert made.columns == ["margin", "weight", "source"]
+    data[0].pop("margin")
+    made = make(write(tmp_path / "e.jsonl", data), tokenizer, tokenizer_dir, tmp_path)
+    assert (made.columns, made.margin.tolist()) == (["weight", "source"], [0] * 4)
+    made = make(write(tmp_path / "f.jsonl", PAIRS), tokenizer, tokenizer_dir, tmp_path)
+    assert (made.columns, made.sources, made.source.tolist()) == ([], [""], [0] * 3)
+    assert made.weight.tolist() == [1] * 3
 
 
-def test_no_trained_token_is_dropped_and_counted_once(tmp_path, tokenizer, tokenizer_dir):
-    data = [sft_row("p" * 200, "a"), sft_row("p", "a")]
-    path = write(tmp_path / "d.jsonl", data)
-    settings = {"max_length": 100, "overlong": "truncate"}
-    made = make(path, tokenizer, tokenizer_dir, tmp_path, "sft", **settings)
-    assert made.lines.tolist() == [2]
-    assert made.dropped == {"no trained token": 1}  # and not as truncated and kept
-
-
-def test_identical_sides_are_dropped_and_counted(tmp_path, tokenizer, tokenizer_dir):
-    data = [PAIRS[0], pair_row("x", "same", "same"), pair_row("x", "same", "same "), PAIRS[1]]
-    path = write(tmp_path / "d.jsonl", data)
-    made = make(path, tokenizer, tokenizer_dir, tmp_path)
-    assert made.lines.tolist() == [1, 3, 4]
-    assert made.dropped == {"chosen equals rejected": 1}
-
-
-def test_all_rows_dropped_leaves_an_empty_set(tmp_path, tokenizer, tokenizer_dir):
-    path = write(tmp_path / "d.jsonl", [pair_row("x", "same", "same")] * 2)
-    made = make(path, tokenizer, tokenizer_dir, tmp_path)
-    assert (len(made), made.offsets.tolist(), made.tokens.size) == (0, [0], 0)
-    assert made.dropped == {"chosen equals rejected": 2}
+# The rest
 
 
 def test_first_token_is_never_trained(tmp_path, tokenizer, tokenizer_dir):
@@ -281,51 +222,106 @@ def test_first_token_is_never_trained(tmp_path, tokenizer, tokenizer_dir):
     data = [sft_row("", "abc"), sft_row("", "d")]
     path = write(tmp_path / "d.jsonl", data)
     made = make(path, tokenizer, tokenizer_dir, tmp_path, "sft", strings="plain")
-    side = chat.encode_side(tokenizer, Side("", "abc"), "all", "")
-    assert side[1] == [True, True, True, True]
+    [(_, mask)] = encoded(tokenizer, Side("", "abc"))
+    assert mask == [True, True, True, True]
     assert [mask for _, mask in sequences(made)] == [[False, True, True, True], [False, True]]
     assert not made.trained[made.offsets[:-1]].any()
 
 
-def test_only_a_first_token_is_no_trained_token(tmp_path, tokenizer, tokenizer_dir):
-    path = write(tmp_path / "d.jsonl", [sft_row("", "abc")])
-    settings = {"strings": "plain", "max_length": 1, "overlong": "truncate"}
-    made = make(path, tokenizer, tokenizer_dir, tmp_path, "sft", **settings)
-    assert len(made) == 0
-    assert made.dropped["no trained token"] == 1
-
-
-def test_a_bad_row_names_its_line_and_leaves_no_cache(tmp_path, tokenizer, tokenizer_dir):
-    path = write(tmp_path / "d.jsonl", [PAIRS[0], pair_row("q", "a", "")], blank=1)
-    with pytest.raises(ValueError) as caught:
-        make(path, tokenizer, tokenizer_dir, tmp_path / "cache")
-    expected = f"{path}, line 3: an answer is empty; remove the row or fill it in."
-    assert str(caught.value) == expected
-    assert not list((tmp_path / "cache").rglob("*"))
-
-
-def test_an_error_of_the_template_names_its_line(tmp_path, tokenizer, tokenizer_dir):
-    tokenizer.chat_template = "{{ raise_exception('never') }}"
-    path = write(tmp_path / "d.jsonl", PAIRS)
-    with pytest.raises(ValueError) as caught:
-        make(path, tokenizer, tokenizer_dir, tmp_path / "cache")
-    expected = f"{path}, line 1: the chat template refuses this row (never)."
-    assert str(caught.value) == expected
-
-
-def test_half_a_surrogate_names_its_line(tmp_path, tokenizer, tokenizer_dir):
-    # JSON can hold half an emoji, as texts cut short do; no tokenizer takes it.
-    path = write(tmp_path / "d.jsonl", [PAIRS[0], pair_row("q", "cut \ud83d", "b")])
-    with pytest.raises(ValueError) as caught:
-        make(path, tokenizer, tokenizer_dir, tmp_path / "cache")
-    assert str(caught.value).startswith(f"{path}, line 2: ")
-
-
-def test_progress_is_told_of_every_row(tmp_path, tokenizer, tokenizer_dir):
-    path = write(tmp_path / "d.jsonl", [*PAIRS, pair_row("x", "same", "same")])
+def test_progress_is_told_of_every_chunk(tmp_path, tokenizer, tokenizer_dir, monkeypatch):
+    monkeypatch.setattr(tokens, "_CHUNK", 4)
+    data = [*PAIRS, PAIRS[0] | {"prompt": "who"}, PAIRS[0] | {"prompt": "whom"}]
     told = []
-    data = replace(Data(path=path), max_length=512)
-    tokens.token_set(data, "dpo", False, tokenizer, tokenizer_dir, tmp_path, told.append)
-    assert told == [1, 2, 3, 4]
-    tokens.token_set(data, "dpo", False, tokenizer, tokenizer_dir, tmp_path, told.append)
-    assert told == [1, 2, 3, 4]
+    arguments = (Data(path=write(tmp_path / "d.jsonl", data)), "dpo", False)
+    tokens.token_set(*arguments, tokenizer, tokenizer_dir, tmp_path, told.append)
+    assert told == [2, 4, 5]
+    tokens.token_set(*arguments, tokenizer, tokenizer_dir, tmp_path, told.append)
+    assert told == [2, 4, 5]
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 7])
+def test_the_size_of_a_chunk_changes_nothing(
+    tmp_path, tokenizer, tokenizer_dir, monkeypatch, chunk
+):
+    more = [
+        {"source": "ab"[i % 2], "margin": i, "split": "test" if i % 3 == 0 else "train"}
+        for i in range(20)
+    ]
+    data = [pair_row(f"p{i}", "a" * i, "b") | columns for i, columns in enumerate(more) if i]
+    path = write(tmp_path / "d.jsonl", data)
+    settings = {"on_bad_row": "skip", "max_length": 36}
+    whole = make(path, tokenizer, tokenizer_dir, tmp_path / "one", **settings)
+    assert 5 < len(whole) < whole.counts["read"]
+    monkeypatch.setattr(tokens, "_CHUNK", chunk)
+    assert same(make(path, tokenizer, tokenizer_dir, tmp_path / "two", **settings), whole)
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path, tokenizer, tokenizer_dir, monkeypatch):
+    monkeypatch.setattr(tokens, "_CHUNK", 100)
+    peaks = []
+    for count in (500, 2500):
+        data = [pair_row(f"p{i}", "a" * 200, "b") for i in range(count)]
+        path = write(tmp_path / f"{count}.jsonl", data)
+        del data
+        tracemalloc.start()
+        made = make(path, tokenizer, tokenizer_dir, tmp_path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(made) == count
+    assert len(made.tokens) * 5 > 2 * peaks[1]  # much less than the tokens need
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+WRITE = """
+import os, signal, sys
+from pathlib import Path
+from alignjax.config import Data
+from alignjax.data import chat, tokens
+
+path, tokenizer_dir, cache, end = sys.argv[1:]
+tokens._CHUNK = 2
+
+def progress(done):
+    if done == 2 and end == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+tokenizer = chat.load_tokenizer(Path(tokenizer_dir))
+if end == "together":
+    print("ready", flush=True)
+    sys.stdin.readline()
+arguments = (Data(path=path), "dpo", False, tokenizer, Path(tokenizer_dir), Path(cache))
+print(len(tokens.token_set(*arguments, progress)))
+"""
+
+
+def writing(path: str, tokenizer_dir: Path, cache: Path, end: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", WRITE, path, str(tokenizer_dir), str(cache), end]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+
+
+def test_a_killed_process_leaves_no_half_cache(tmp_path, tokenizer, tokenizer_dir):
+    path, cache = write(tmp_path / "d.jsonl", PAIRS), tmp_path / "cache"
+    killed = writing(path, tokenizer_dir, cache, "killed")
+    assert (killed.communicate()[0], killed.returncode) == ("", -signal.SIGKILL)
+    [left] = (cache / "tokens").iterdir()
+    assert left.name.endswith(".partial")
+    assert (left / "tokens.bin").is_file()
+    made = make(path, tokenizer, tokenizer_dir, cache)
+    assert same(made, make(path, tokenizer, tokenizer_dir, tmp_path / "another"))
+    assert [entry.name for entry in (cache / "tokens").iterdir()] == [made.key]
+
+
+def test_processes_that_write_the_same_cache_at_one_time(tmp_path, tokenizer, tokenizer_dir):
+    data = [pair_row(f"p{i}", "a" * 100, "b") for i in range(300)]
+    path, cache = write(tmp_path / "d.jsonl", data), tmp_path / "cache"
+    both = [writing(path, tokenizer_dir, cache, "together") for _ in range(2)]
+    assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.communicate()[0] for process in both] == ["300\n"] * 2
+    made = make(path, tokenizer, tokenizer_dir, cache)
+    assert [entry.name for entry in (cache / "tokens").iterdir()] == [made.key]
+    assert same(made, make(path, tokenizer, tokenizer_dir, tmp_path / "another"))

@@ -16,7 +16,9 @@ from alignjax.data.tokens import TokenSet
 
 
 class Batch(NamedTuple):
-    """Packed rows; leading dimensions [A, B] on the host, [B] inside a step.
+    """Packed rows; leading dimensions [A, B] on the mesh, [B] inside a step.
+
+    On the host B counts only the rows that belong to the process.
 
     The item in place p of a row has the segments S p + 1 ... S p + S, chosen before rejected.
     """
@@ -35,7 +37,8 @@ class PackedSteps:
 
     data: TokenSet
     plan: Plan
-    rows: int  # of a micro-batch
+    rows: int  # of a micro-batch, over all processes
+    local: np.ndarray  # of those, the ones that this process reads
     targets: int
     ref: np.ndarray | None = None
 
@@ -44,7 +47,7 @@ class PackedSteps:
 
     def __getitem__(self, step: int) -> Batch:
         micro = -(-self.plan.most_rows() // self.rows)
-        lead = (micro * self.rows,)
+        lead = (micro, len(self.local))
         length, places, sides = self.plan.row_length, self.plan.most_items(), self.data.sides
         batch = Batch(
             tokens=np.zeros((*lead, length), np.int32),
@@ -54,9 +57,13 @@ class PackedSteps:
             items=np.zeros((*lead, places), np.int32),
             ref=np.zeros((*lead, places, sides), np.float32),
         )
-        for i, row in enumerate(range(self.plan.steps[step], self.plan.steps[step + 1])):
-            self._fill(Batch(*(array[i] for array in batch)), self.plan.row_items(row))
-        return Batch(*(a.reshape(micro, self.rows, *a.shape[1:]) for a in batch))
+        first, end = self.plan.steps[step : step + 2]
+        for i in range(micro):
+            for j, row in enumerate(first + i * self.rows + self.local):
+                if row < end:
+                    part = Batch(*(array[i, j] for array in batch))
+                    self._fill(part, self.plan.row_items(row))
+        return batch
 
     def _fill(self, row: Batch, items: np.ndarray) -> None:
         at, trained, sides = 0, [], self.data.sides
@@ -75,6 +82,16 @@ class PackedSteps:
         found = np.concatenate(trained)
         row.targets[: len(found)] = found
 
+    def items(self, step: int) -> np.ndarray:
+        """Item number + 1 of every place of the step, 0 = none, on every process: [A B, P]."""
+        first, end = self.plan.steps[step : step + 2]
+        rows = -(-self.plan.most_rows() // self.rows) * self.rows
+        found = np.zeros((rows, self.plan.most_items()), np.int64)
+        for i, row in enumerate(range(first, end)):
+            items = self.plan.row_items(row)
+            found[i, : len(items)] = items + 1
+        return found
+
     def micro_batches(self, step: int) -> int:
         """Micro-batches of a step that hold rows; the others are padding and are not run."""
         return int(-(-(self.plan.steps[step + 1] - self.plan.steps[step]) // self.rows))
@@ -90,9 +107,15 @@ class PackedSteps:
         return iter(grain.MapDataset.source(self)[start:].to_iter_dataset(ahead))
 
 
-def packed_steps(data: TokenSet, plan: Plan, rows: int, ref: np.ndarray | None = None):
-    """Batches of a plan in micro-batches of `rows`, with room for the trained tokens of any row."""
+def packed_steps(
+    data: TokenSet, plan: Plan, rows: int, ref: np.ndarray | None = None, local=None
+) -> PackedSteps:
+    """Batches of a plan in micro-batches of `rows`, with room for the trained tokens of any row.
+
+    `local` are the rows of a micro-batch to build, if not all of them.
+    """
     trained = data.trained_counts().sum(1)
     per_row = np.add.reduceat(trained[plan.items], plan.rows[:-1])
     targets = -(-int(per_row.max()) // 32) * 32  # a round number keeps compiled shapes few
-    return PackedSteps(data, plan, rows, min(targets, plan.row_length), ref)
+    local = np.arange(rows) if local is None else local
+    return PackedSteps(data, plan, rows, local, min(targets, plan.row_length), ref)

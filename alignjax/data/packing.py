@@ -4,11 +4,14 @@ The plan depends on the data's lengths, the batch settings and the seed alone, s
 function of (seed, step) on any number of devices and hosts.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from alignjax.config import Batch
+
+_SLAB = 1 << 20  # items sorted at one time where steps are packed by themselves
 
 
 @dataclass(frozen=True)
@@ -38,32 +41,61 @@ class Plan:
         return int(np.diff(self.rows).max())
 
 
-def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+def best_fit(
+    lengths: np.ndarray, capacity: int, per_step: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Packs items into rows of `capacity`: longest first, each into the fullest row that takes it.
 
-    Best-fit decreasing; O(n) dictionary work plus one lookup in a bit set of the free spaces that
-    exist. Every length must be at most `capacity`.
+    Returns the items row after row, how many each row has, and how many rows each step has. With
+    `per_step` = N each N items in succession are a step, packed by itself; else all are one. Every
+    length must be from 1 to `capacity`.
     """
-    open_rows: dict[int, list[int]] = {}  # free space -> rows that have it
+    assert not len(lengths) or (lengths.min() > 0 and lengths.max() <= capacity)
+    step_of = np.arange(len(lengths)) // (per_step or max(1, len(lengths)))
+    keys = step_of * (capacity + 1) + capacity - lengths
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
+    first = order[starts]
+    counts = np.diff(starts, append=len(lengths))
+    runs = zip(step_of[first].tolist(), lengths[first].tolist(), counts.tolist(), strict=True)
+    row_of, step_rows = _walk(runs, capacity)
+    return order[np.argsort(row_of, kind="stable")], np.bincount(row_of), step_rows
+
+
+def _walk(runs: Iterable[tuple[int, int, int]], capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """The row of every item, and the rows of every step, for runs (step, length, count).
+
+    A run is of items of one length: the fullest row that takes one of them takes as many as fit,
+    because what it has left stays the least space that is enough. The fullest row is found by one
+    look into a bit set of the free spaces that exist; of several the one filled last is taken.
+    """
+    row_of: list[int] = []
+    begins: list[int] = []
+    current, rows = -1, 0
+    open_rows: dict[int, list[int]] = {}  # free space -> rows of this step that have it
     spaces = 0  # bit f is set where some row has f free
-    packed: list[list[int]] = []
-    for item in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[item])
-        enough = spaces >> length
-        if enough:
-            space = length + (enough & -enough).bit_length() - 1
-            row = open_rows[space].pop()
-            if not open_rows[space]:
-                spaces &= ~(1 << space)
-        else:
-            space, row = capacity, len(packed)
-            packed.append([])
-        packed[row].append(item)
-        left = space - length
-        if left:
-            open_rows.setdefault(left, []).append(row)
-            spaces |= 1 << left
-    return packed
+    for step, length, count in runs:
+        if step != current:
+            current, open_rows, spaces = step, {}, 0
+            begins.append(rows)
+        while count:
+            enough = spaces >> length
+            if enough:
+                space = length + (enough & -enough).bit_length() - 1
+                row = open_rows[space].pop()
+                if not open_rows[space]:
+                    spaces ^= 1 << space
+            else:
+                space, row = capacity, rows
+                rows += 1
+            taken = min(count, space // length)
+            row_of += [row] * taken
+            count -= taken
+            left = space - taken * length
+            if left:
+                open_rows.setdefault(left, []).append(row)
+                spaces |= 1 << left
+    return np.array(row_of, np.int64), np.diff(begins, append=rows)
 
 
 def plan_training(lengths: np.ndarray, batch: Batch, seed: int) -> Plan:
@@ -75,44 +107,64 @@ def plan_training(lengths: np.ndarray, batch: Batch, seed: int) -> Plan:
     each N of the shuffled rows make a step.
     """
     per_step = batch.pairs or batch.sequences
-    packed_steps: list[list[list[int]]] = []
+    items, sizes, step_rows = [], [], []
     if per_step:
         stream = np.concatenate(
             [_rng(seed, epoch).permutation(len(lengths)) for epoch in range(batch.epochs)]
         )
-        for start in range(0, len(stream), per_step):
-            ids = stream[start : start + per_step]
-            rows = best_fit(lengths[ids], batch.row_length)
-            packed_steps.append([ids[row].tolist() for row in rows])
-    else:
-        rows = []
-        for epoch in range(batch.epochs):
-            rng = _rng(seed, epoch)
-            ids = rng.permutation(len(lengths))
-            packed = best_fit(lengths[ids], batch.row_length)
-            rows += [ids[packed[i]].tolist() for i in rng.permutation(len(packed))]
-        packed_steps = [rows[i : i + batch.rows] for i in range(0, len(rows), batch.rows)]
+        if batch.max_steps:
+            stream = stream[: batch.max_steps * per_step]
+        slab = per_step * max(1, _SLAB // per_step)
+        for start in range(0, len(stream), slab):
+            ids = stream[start : start + slab]
+            packed, packed_sizes, packed_rows = best_fit(lengths[ids], batch.row_length, per_step)
+            items.append(ids[packed])
+            sizes.append(packed_sizes)
+            step_rows.append(packed_rows)
+        return _plan(_joined(items), _joined(sizes), _joined(step_rows), batch.row_length)
+    for epoch in range(batch.epochs):
+        rng = _rng(seed, epoch)
+        ids = rng.permutation(len(lengths))
+        packed, packed_sizes, _ = best_fit(lengths[ids], batch.row_length)
+        rows = rng.permutation(len(packed_sizes))
+        items.append(ids[packed[_items_of(rows, packed_sizes)]])
+        sizes.append(packed_sizes[rows])
+    sizes = _joined(sizes)
+    step_rows = _steps_of(len(sizes), batch.rows)
     if batch.max_steps:
-        packed_steps = packed_steps[: batch.max_steps]
-    return _plan(packed_steps, batch.row_length)
+        step_rows = step_rows[: batch.max_steps]
+    return _plan(_joined(items), sizes, step_rows, batch.row_length)
 
 
 def plan_scoring(lengths: np.ndarray, row_length: int, rows_a_step: int, ids=None) -> Plan:
     """Every item once (or those of `ids`), in as few rows as can be, `rows_a_step` rows a step."""
     ids = np.arange(len(lengths)) if ids is None else np.asarray(ids)
-    rows = [ids[row].tolist() for row in best_fit(lengths[ids], row_length)]
-    return _plan([rows[i : i + rows_a_step] for i in range(0, len(rows), rows_a_step)], row_length)
+    packed, sizes, _ = best_fit(lengths[ids], row_length)
+    return _plan(ids[packed], sizes, _steps_of(len(sizes), rows_a_step), row_length)
 
 
 def _rng(seed: int, epoch: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch])
 
 
-def _plan(packed_steps: list[list[list[int]]], row_length: int) -> Plan:
-    rows = [row for step in packed_steps for row in step]
-    return Plan(
-        items=np.asarray([item for row in rows for item in row], np.int64),
-        rows=np.cumsum([0] + [len(row) for row in rows]),
-        steps=np.cumsum([0] + [len(step) for step in packed_steps]),
-        row_length=row_length,
-    )
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def _items_of(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Where the items of `rows` stand, row after row, among rows of `sizes` items."""
+    counts = sizes[rows]
+    shift = (np.cumsum(sizes) - sizes)[rows] - (np.cumsum(counts) - counts)
+    return np.repeat(shift, counts) + np.arange(counts.sum())
+
+
+def _steps_of(rows: int, per_step: int) -> np.ndarray:
+    """Rows of each step where each `per_step` rows make one; the last takes what is left."""
+    return np.diff(np.arange(0, rows, per_step), append=rows)
+
+
+def _plan(items: np.ndarray, sizes: np.ndarray, step_rows: np.ndarray, row_length: int) -> Plan:
+    """The plan of steps of `step_rows` rows of `sizes` items; what lies behind them is left out."""
+    steps = _joined([[0], np.cumsum(step_rows)])
+    rows = _joined([[0], np.cumsum(sizes[: steps[-1]])])
+    return Plan(items[: rows[-1]], rows, steps, row_length)

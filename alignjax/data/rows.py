@@ -1,15 +1,27 @@
-"""Rows of a file -> conversations, in TRL's column conventions.
+"""A row's columns -> an `Example`: one side for SFT, (chosen, rejected) for a preference pair.
 
-A row becomes an `Example`: one side for SFT, (chosen, rejected) for a preference pair.
+The columns are TRL's (`messages`; `prompt` and `completion`; `prompt`, `chosen`, `rejected`),
+ShareGPT's (`conversations`) or Alpaca's (`instruction`, `input`, `output`). Where a row has those
+of several, the first of this order counts.
 """
 
-import hashlib
-import json
-import os
+import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
-ROLES = ("system", "user", "assistant", "tool")
+import numpy as np
+
+from alignjax.data.conversations import (
+    check_answer,
+    check_conversation,
+    check_prompt,
+    read_messages,
+)
+from alignjax.data.formats import Place, type_name
+
+_SFT = ("messages", "prompt", "completion", "conversations", "instruction", "output")
+_PAIR = ("chosen", "rejected", "prompt", "conversations", "instruction")
+_LARGEST = float(np.finfo(np.float32).max)  # of a number that a row carries
 
 
 @dataclass(frozen=True)
@@ -26,159 +38,271 @@ class Side:
 @dataclass(frozen=True)
 class Example:
     sides: tuple[Side, ...]
-    line: int  # in the file, counted from 1
+    place: Place
     row: dict
 
 
-def read_jsonl(path: Path) -> list[tuple[int, dict]]:
-    """Rows of a JSON-lines file with their line numbers; blank lines are passed over."""
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; set data.path to a JSONL file.")
-    rows = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}, line {number}: this is not JSON ({error}).") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: a row must be a JSON object, {{...}}.")
-            rows.append((number, row))
-    if not rows:
-        raise ValueError(f"{path}: the file holds no rows.")
-    return rows
+def example(stage: str, row: dict, place: Place, strings: str) -> Example:
+    """A row as an example of a stage, "sft" or "dpo". `strings` is "chat" or "plain".
 
-
-def in_split(rows: list[tuple[int, dict]], split: str, held_out: bool, fraction: float):
-    """Rows of a split: by their `split` column, else by a hash of the prompt.
-
-    A row without the column is training data, unless its prompt's hash falls in the held-out
-    `fraction`; all sides of one prompt fall together.
+    Raises ValueError with the place and the fix.
     """
-    if any("split" in row for _, row in rows):
-        return [(line, row) for line, row in rows if row.get("split") == split]
-    return [(line, row) for line, row in rows if (_hash01(row) < fraction) == held_out]
+    for name in ("tools", "functions"):
+        if row.get(name) and row[name] not in ("[]", "{}", "null"):
+            raise ValueError(
+                f"{place}: `{name}` is not empty, and tool use is not supported; remove the column "
+                "and the turns that call tools, or the row."
+            )
+    sides = _pair(row, place, strings) if stage == "dpo" else (_sft(row, place, strings),)
+    return Example(sides, place, row)
 
 
-def _hash01(row: dict) -> float:
-    """A number in [0, 1) that the row's prompt decides."""
-    prompt = row.get("prompt") or row.get("messages") or row.get("chosen")
-    if isinstance(prompt, list):
-        asked = [m for m in prompt if not (isinstance(m, dict) and m.get("role") == "assistant")]
-        prompt = asked[:2]
-    elif "prompt" not in row and isinstance(prompt, str):
-        prompt = os.path.commonprefix([prompt, str(row.get("rejected"))])
-    digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def sft_example(line: int, row: dict, strings: str, where: str) -> Example:
-    """`messages`, or `prompt` and `completion` (strings or lists of messages)."""
-    if "messages" in row:
-        side = Side([], _messages(row["messages"], "messages", where))
-    elif "prompt" in row and "completion" in row:
-        side = Side(
-            _turns(row["prompt"], "prompt", "user", strings, where),
-            _turns(row["completion"], "completion", "assistant", strings, where),
+def carried(row: dict, place: Place) -> dict[str, float | str]:
+    """The columns `margin`, `weight` and `source` of a row, those that hold something."""
+    found: dict[str, float | str] = {}
+    for name in ("margin", "weight"):
+        value = row.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{place}: `{name}` must be a number, not {type_name(value)}.")
+        if not abs(value) <= _LARGEST:  # NaN is not either
+            raise ValueError(
+                f"{place}: `{name}` is {value}; it must be a finite number, of float32."
+            )
+        found[name] = float(value)
+    if found.get("weight", 0.0) < 0:
+        raise ValueError(
+            f"{place}: `weight` is {row['weight']}; it must be 0 or more (swap `chosen` and "
+            "`rejected` to turn a pair round)."
         )
+    source = row.get("source")
+    if source is not None:
+        if not isinstance(source, str):
+            raise ValueError(f"{place}: `source` must be a string, not {type_name(source)}.")
+        found["source"] = source
+    return found
+
+
+# SFT
+
+
+def _sft(row: dict, place: Place, strings: str) -> Side:
+    held = {name for name, value in row.items() if value is not None}
+    if "messages" in held:
+        turns = read_messages(row["messages"], "messages", place)
+        check_conversation(turns, "messages", place)
+        return Side([], turns)
+    if {"prompt", "completion"} <= held:
+        prompt = _turns(row["prompt"], "prompt", "user", strings, place)
+        completion = _turns(row["completion"], "completion", "assistant", strings, place)
+        return _side(prompt, completion, "completion", place)
+    if "conversations" in held:
+        turns = read_messages(row["conversations"], "conversations", place)
+        check_conversation(turns, "conversations", place)
+        return Side([], _with_system(turns, row, place))
+    if {"instruction", "output"} <= held:
+        answer = _turns(row["output"], "output", "assistant", strings, place)
+        side = _side(_alpaca_prompt(row, place, strings), answer, "output", place)
+        return Side([], [*side.prompt, *side.answer])  # data.train_on decides about old answers
+    pair = {"chosen", "rejected"} <= held
+    hint = " (a preference pair, where an SFT row has one answer)" if pair else ""
+    raise ValueError(
+        f"{place}: an SFT row needs `messages`, or `prompt` and `completion`, or `conversations`, "
+        f"or `instruction` and `output`; it has {_columns(row, _SFT)}{hint}."
+    )
+
+
+def _side(prompt, answer, column: str, place: Place) -> Side:
+    """A prompt and its answer, checked: both text, or both messages in order."""
+    if isinstance(prompt, str) != isinstance(answer, str):
+        raise ValueError(
+            f"{place}: the prompt and `{column}` must both be text or both messages; make them "
+            "alike, or set data.strings=chat."
+        )
+    if isinstance(answer, list):
+        check_answer(answer, column, place)
+    return Side(prompt, answer)
+
+
+# Pairs
+
+
+def _pair(row: dict, place: Place, strings: str) -> tuple[Side, Side]:
+    if row.get("chosen") is None or row.get("rejected") is None:
+        raise ValueError(
+            f"{place}: a preference row needs `chosen` and `rejected`, and a prompt as `prompt`, "
+            "`conversations` or `instruction` or as what both begin with; it has "
+            f"{_columns(row, _PAIR)}."
+        )
+    if isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
+        raise ValueError(
+            f"{place}: one of `chosen` and `rejected` is text and the other messages; make them "
+            "alike."
+        )
+    chosen, rejected = (
+        _turns(row[name], name, "assistant", strings, place) for name in ("chosen", "rejected")
+    )
+    if chosen == rejected:
+        raise ValueError(
+            f"{place}: `chosen` and `rejected` are the same, so the pair prefers nothing; remove "
+            "the row."
+        )
+    whole = _is_whole(chosen) and _is_whole(rejected)
+    if whole and isinstance(row.get("prompt"), str):  # it repeats what both begin with
+        prompt = None
+    else:
+        prompt = _prompt(row, place, strings)
+    if prompt is not None:
+        if whole and isinstance(prompt, list):
+            chosen, rejected = _without_prompt(prompt, chosen, rejected, place)
+    elif whole:
+        prompt, chosen, rejected = _split_conversations(chosen, rejected, place)
+    elif isinstance(chosen, str):
+        prompt, chosen, rejected = _split_text(chosen, rejected)
     else:
         raise ValueError(
-            f"{where}: an SFT row needs `messages`, or `prompt` and `completion`; it has "
-            f"{_columns(row)}."
+            f"{place}: there is no prompt: `chosen` and `rejected` are answers alone, and the row "
+            f"has {_columns(row, _PAIR)}; add a `prompt` column, or set data.strings=plain for "
+            "strings that hold their prompt."
         )
-    _check_answer(side, where)
-    return Example((side,), line, row)
+    return _side(prompt, chosen, "chosen", place), _side(prompt, rejected, "rejected", place)
 
 
-def pair_example(line: int, row: dict, strings: str, where: str) -> Example:
-    """`chosen` and `rejected`, with `prompt` or with the prompt as their common beginning."""
-    if "chosen" not in row or "rejected" not in row:
+def _without_prompt(prompt: list[dict], chosen: list[dict], rejected: list[dict], place: Place):
+    """The answers of whole conversations that begin with the prompt column's messages."""
+    begins = [side[: len(prompt)] == prompt for side in (chosen, rejected)]
+    if any(begins) and not all(begins):
+        with_it, without = ("chosen", "rejected") if begins[0] else ("rejected", "chosen")
         raise ValueError(
-            f"{where}: a preference row needs `chosen` and `rejected` (and `prompt`); it has "
-            f"{_columns(row)}."
+            f"{place}: `{with_it}` begins with the prompt and `{without}` does not; give both as "
+            "whole conversations of one prompt, or both as the answer alone."
         )
-    chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
-    for name in ("chosen", "rejected"):
-        if not isinstance(row[name], str):
-            _messages(row[name], name, where)
-    lists = isinstance(chosen, list) and isinstance(rejected, list)
-    whole = lists and chosen[:1] == rejected[:1] and chosen[:1] and _opens(chosen[0])
-    if prompt is None or (isinstance(prompt, str) and whole):
-        prompt, chosen, rejected = _common_prompt(chosen, rejected, strings, where)
-    elif isinstance(prompt, list) and whole and prompt and chosen[: len(prompt)] == prompt:
-        if rejected[: len(prompt)] != prompt:
-            raise ValueError(f"{where}: `chosen` begins with `prompt` and `rejected` does not.")
-        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    prompt = _turns(prompt, "prompt", "user", strings, where)
-    sides = tuple(
-        Side(prompt, _turns(answer, name, "assistant", strings, where))
-        for answer, name in ((chosen, "chosen"), (rejected, "rejected"))
-    )
-    for side in sides:
-        _check_answer(side, where)
-    return Example(sides, line, row)
+    if not all(begins):
+        raise ValueError(
+            f"{place}: `chosen` and `rejected` are whole conversations, and neither begins with "
+            "the prompt; make them begin with it, or give the answers alone."
+        )
+    check_conversation(chosen, "chosen", place)
+    check_conversation(rejected, "rejected", place)
+    return chosen[len(prompt) :], rejected[len(prompt) :]
 
 
-def _opens(message: dict) -> bool:
-    """Whether a conversation can begin with this message; an answer alone begins with another."""
-    return message["role"] != "assistant"
+def _prompt(row: dict, place: Place, strings: str) -> list[dict] | str | None:
+    """The prompt that a column of its own holds, or None."""
+    if row.get("prompt") is not None:
+        return _turns(row["prompt"], "prompt", "user", strings, place)
+    if row.get("conversations") is not None:
+        turns = read_messages(row["conversations"], "conversations", place)
+        check_prompt(turns, "conversations", place)
+        return _with_system(turns, row, place)
+    if row.get("instruction") is not None:
+        return _alpaca_prompt(row, place, strings)
+    return None
 
 
-def _common_prompt(chosen, rejected, strings: str, where: str):
-    """Splits off what both sides begin with: whole messages, or text up to a word's start."""
-    if isinstance(chosen, list) != isinstance(rejected, list):
-        raise ValueError(f"{where}: `chosen` and `rejected` must both be lists or both strings.")
+def _is_whole(answer: list[dict] | str) -> bool:
+    """Whether a side holds its prompt as well: an answer alone begins with the assistant."""
+    return isinstance(answer, list) and bool(answer) and answer[0]["role"] in ("system", "user")
+
+
+def _split_conversations(chosen: list[dict], rejected: list[dict], place: Place):
+    """Splits off the messages that both sides begin with, up to an answer."""
+    check_conversation(chosen, "chosen", place)
+    check_conversation(rejected, "rejected", place)
+    shorter = min(len(chosen), len(rejected))
+    same = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter - 1)
+    while same and {chosen[same]["role"], rejected[same]["role"]} != {"assistant"}:
+        same -= 1
+    if not same:
+        raise ValueError(
+            f"{place}: `chosen` and `rejected` begin with different prompts; both sides of a pair "
+            "answer one."
+        )
+    return chosen[:same], chosen[same:], rejected[same:]
+
+
+def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Splits off the text that both sides begin with, up to a word's start."""
     shorter = min(len(chosen), len(rejected))
     same = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter)
-    if isinstance(chosen, str):
-        if strings == "chat":
-            raise ValueError(
-                f"{where}: string `chosen` and `rejected` need a `prompt` column; for text that "
-                "holds its prompt set data.strings=plain."
-            )
-        while same and not chosen[same - 1].isspace():
-            same -= 1
-    elif same == shorter and same:
+    while same and not chosen[same - 1].isspace():
         same -= 1
     return chosen[:same], chosen[same:], rejected[same:]
 
 
-def _turns(value, column: str, role: str, strings: str, where: str):
-    """A column as messages, or as it is where strings are plain text."""
+# Columns
+
+
+def _turns(value, column: str, role: str, strings: str, place: Place) -> list[dict] | str:
+    """A prompt (role "user") or an answer as messages, or as it is where strings are plain."""
     if isinstance(value, str):
+        if not value.strip() and (strings == "chat" or role == "assistant"):
+            raise ValueError(f"{place}: `{column}` is empty; fill it in, or remove the row.")
         return value if strings == "plain" else [{"role": role, "content": value}]
-    return _messages(value, column, where)
+    listed = [value] if isinstance(value, dict) else value
+    turns = read_messages(listed, column, place, also="a string or ")
+    if not turns:
+        raise ValueError(f"{place}: `{column}` is empty; fill it in, or remove the row.")
+    if role == "user":
+        check_prompt(turns, column, place)
+    return turns
 
 
-def _messages(value, column: str, where: str) -> list[dict]:
-    if not isinstance(value, list):
-        raise ValueError(f"{where}: `{column}` must be a string or a list of messages.")
-    for message in value:
-        if (
-            not isinstance(message, dict)
-            or message.get("role") not in ROLES
-            or not isinstance(message.get("content"), str)
-        ):
-            raise ValueError(
-                f"{where}: every message of `{column}` needs a `role` ({', '.join(ROLES)}) and a "
-                f"string `content`; this one is {json.dumps(message)[:80]}."
-            )
-    return value
+def _with_system(turns: list[dict], row: dict, place: Place) -> list[dict]:
+    """ShareGPT's and Alpaca's `system` column as the first message."""
+    system = _text(row, "system", place)
+    first = {"role": "system", "content": system}
+    if not system or turns[0] == first:
+        return turns
+    if turns[0]["role"] == "system":
+        raise ValueError(
+            f"{place}: both the `system` column and the first message are system texts, and they "
+            "differ; keep one."
+        )
+    return [first, *turns]
 
 
-def _check_answer(side: Side, where: str) -> None:
-    if isinstance(side.prompt, str) != isinstance(side.answer, str):
-        raise ValueError(f"{where}: the prompt and its answers must all be text or all messages.")
-    answers = (
-        [side.answer]
-        if isinstance(side.answer, str)
-        else [m["content"] for m in side.answer if m["role"] == "assistant"]
+def _alpaca_prompt(row: dict, place: Place, strings: str) -> list[dict]:
+    """`instruction` and `input` as a user turn, behind the turns of `history`."""
+    if strings == "plain":
+        raise ValueError(
+            f"{place}: `instruction` is a turn of a chat, and data.strings=plain is for text as it "
+            "is; set data.strings=chat, or give the text as `prompt`."
+        )
+    asked = [_text(row, "instruction", place), _text(row, "input", place)]
+    question = "\n".join(text for text in asked if text)
+    if not question:
+        raise ValueError(f"{place}: `instruction` is empty; fill it in, or remove the row.")
+    turns = []
+    history = row.get("history") or []
+    pairs = isinstance(history, list) and all(
+        isinstance(pair, list) and [type(text) for text in pair] == [str, str] for pair in history
     )
-    if not answers or not all(answer.strip() for answer in answers):
-        raise ValueError(f"{where}: an answer is empty; remove the row or fill it in.")
+    if not pairs:
+        raise ValueError(f"{place}: `history` must be a list of [question, answer] strings.")
+    for old_question, old_answer in history:
+        turns.append({"role": "user", "content": old_question})
+        turns.append({"role": "assistant", "content": old_answer})
+    return _with_system([*turns, {"role": "user", "content": question}], row, place)
 
 
-def _columns(row: dict) -> str:
-    return ", ".join(f"`{name}`" for name in row) or "no columns"
+def _text(row: dict, column: str, place: Place) -> str:
+    """A string column; "" where it is absent, null or blank."""
+    value = row.get(column)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{place}: `{column}` must be a string, not {type_name(value)}.")
+    return value if value and value.strip() else ""
+
+
+def _columns(row: dict, expected: Collection[str]) -> str:
+    """A row's columns for a sentence, with what a misspelt one may have meant."""
+    missing = [name for name in expected if row.get(name) is None]
+    return ", ".join(_column(name, row[name], missing) for name in row) or "no columns"
+
+
+def _column(name: str, value, missing: list[str]) -> str:
+    if value is None:
+        return f"`{name}` (null)"
+    near = difflib.get_close_matches(name.lower(), missing, 1, 0.8)
+    return f"`{name}` (did you mean `{near[0]}`?)" if near else f"`{name}`"

@@ -1,42 +1,73 @@
 """Tokenized data on disk: tokenized once, then mapped into memory by every later run.
 
-The cache is keyed by the file's content, the tokenizer with its template, and every setting that
-changes a token.
+The cache is keyed by the data's content, the tokenizer with its template, and every setting that
+changes a token. Rows are read, encoded and written in chunks, so memory does not grow with them.
 """
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from alignjax.config import Data
-from alignjax.data import rows
-from alignjax.data.chat import encode_side
+from alignjax.data import rows, sources
+from alignjax.data.chat import Encoded, encode_sides
+from alignjax.data.formats import Place
 from alignjax.files import whole_directory
 from alignjax.weights.safetensors import COMPANIONS
 
-_VERSION = 1  # of what is stored; a change makes every cache anew
+_VERSION = 2  # of what is stored; a change makes every cache anew
+_CHUNK = 1000  # sides encoded together, enough to keep all cores at work
+_ARRAYS = {
+    "tokens": np.int32,
+    "trained": np.bool_,
+    "offsets": np.int64,
+    "file_index": np.int32,
+    "lines": np.int64,
+    "margin": np.float32,
+    "weight": np.float32,
+    "source": np.int32,
+}
 
 
 @dataclass(frozen=True)
 class TokenSet:
-    """Sequences back to back. Item i is `sides` sequences: (chosen, rejected), or one for SFT."""
+    """Sequences back to back. Item i is `sides` sequences: (chosen, rejected), or one for SFT.
+
+    An SFT row longer than data.max_length can be several items.
+    """
 
     tokens: np.ndarray  # int32 [all tokens]
     trained: np.ndarray  # bool [all tokens]
     offsets: np.ndarray  # int64 [sequences + 1]
-    lines: np.ndarray  # int64 [items], line of the file
+    file_index: np.ndarray  # int32 [items], which of `files` the row stands in
+    lines: np.ndarray  # int64 [items], the row's number in it
+    margin: np.ndarray  # float32 [items], 0 where the row has none
+    weight: np.ndarray  # float32 [items], 1 where the row has none
+    source: np.ndarray  # int32 [items], which of `sources` the row names
+    files: list[str]
+    units: list[str]  # of each file: what its rows are called, "line" or "row"
+    sources: list[str]  # "" where a row names none
+    columns: list[str]  # those of margin, weight and source that rows have
+    counts: dict[str, int]  # rows read, left out by reason, changed, and kept
     sides: int
     key: str  # what the tokens depend on
-    file: str
-    dropped: dict[str, int]  # reason -> rows
+    bad_rows_file: Path | None = None  # {"place", "problem"} a line, where rows were skipped
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def place(self, item: int) -> str:
+        """Where an item's row stands, as in "FILE, line 3"."""
+        file = self.file_index[item]
+        return str(Place(self.files[file], int(self.lines[item]), self.units[file]))
 
     def lengths(self) -> np.ndarray:
         """Tokens of each item, all sides."""
@@ -44,20 +75,25 @@ class TokenSet:
 
     def trained_counts(self) -> np.ndarray:
         """Trained tokens of each sequence, [items, sides]."""
-        starts = np.concatenate([[0], np.cumsum(self.trained, dtype=np.int64)])
-        return np.diff(starts[self.offsets]).reshape(-1, self.sides)
+        counts = np.zeros(len(self.offsets) - 1, np.int64)
+        for start in range(0, len(counts), 4096):  # a whole-array sum would take 8 bytes a token
+            offsets = self.offsets[start : start + 4097]
+            trained = self.trained[offsets[0] : offsets[-1]]
+            before = np.concatenate([[0], np.cumsum(trained, dtype=np.int64)])
+            counts[start : start + 4096] = np.diff(before[offsets - offsets[0]])
+        return counts.reshape(-1, self.sides)
 
 
 def examples(data: Data, stage: str, held_out: bool) -> Iterator[rows.Example]:
-    """The rows of a split as examples of a stage, "sft" or "dpo", in the file's order."""
-    path = Path(data.eval_path if held_out and data.eval_path else data.path)
-    split = data.eval_split if held_out else data.split
-    found = rows.read_jsonl(path)
-    if not (held_out and data.eval_path):
-        found = rows.in_split(found, split, held_out, data.eval_fraction)
-    make = rows.pair_example if stage == "dpo" else rows.sft_example
-    for line, row in found:
-        yield make(line, row, data.strings, f"{path}, line {line}")
+    """The rows of a split as examples of a stage, "sft" or "dpo", in the data's order.
+
+    A bad row raises ValueError, or is passed over with data.on_bad_row=skip.
+    """
+    for read in _read(data, stage, held_out):
+        if read and read.example:
+            yield read.example
+        elif read and data.on_bad_row == "stop":
+            raise _stop(read.problem)
 
 
 def token_set(
@@ -73,63 +109,218 @@ def token_set(
     key = _key(data, stage, held_out, tokenizer, tokenizer_dir)
     directory = cache / "tokens" / key
     if not directory.is_dir():
-        _write(directory, data, stage, held_out, tokenizer, progress)
-    meta = json.loads((directory / "meta.json").read_text())
-    arrays = {
-        name: np.load(directory / f"{name}.npy", mmap_mode="r")
-        for name in ("tokens", "trained", "offsets", "lines")
-    }
-    return TokenSet(**arrays, key=key, **meta)
+        with whole_directory(directory) as partial:
+            _write(partial, data, stage, held_out, tokenizer, progress)
+    meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+    bad_rows = directory / "bad_rows.jsonl"
+    return TokenSet(
+        **{name: _mapped(directory / f"{name}.bin", dtype) for name, dtype in _ARRAYS.items()},
+        **meta,
+        sides=2 if stage == "dpo" else 1,
+        key=key,
+        bad_rows_file=bad_rows if bad_rows.stat().st_size else None,
+    )
+
+
+def _mapped(file: Path, dtype) -> np.ndarray:
+    if not file.stat().st_size:
+        return np.zeros(0, dtype)  # an empty file cannot be mapped
+    return np.memmap(file, dtype, mode="r")
 
 
 def _key(data: Data, stage: str, held_out: bool, tokenizer, tokenizer_dir: Path) -> str:
-    path = Path(data.eval_path if held_out and data.eval_path else data.path)
-    digest = hashlib.sha256()
     settings = [_VERSION, stage, held_out, bool(data.eval_path), tokenizer.chat_template]
     settings += [data.split, data.eval_split, data.eval_fraction, data.strings, data.train_on]
-    settings += [data.max_length, data.overlong]
-    digest.update(json.dumps(settings).encode())
-    for file in [path, *(tokenizer_dir / name for name in COMPANIONS)]:
+    settings += [data.max_length, data.overlong, data.on_bad_row]
+    settings.append(sources.digest(data, held_out))
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for name in COMPANIONS:
+        file = tokenizer_dir / name
         if file.is_file():
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()[:32]
 
 
-def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, progress) -> None:
-    tokens, trained, lengths, lines = [], [], [], []
-    dropped: Counter[str] = Counter()
-    path = data.eval_path if held_out and data.eval_path else data.path
-    for number, example in enumerate(examples(data, stage, held_out), 1):
-        where = f"{path}, line {example.line}"
-        sides = [encode_side(tokenizer, side, data.train_on, where) for side in example.sides]
-        progress(number)
-        truncated = False
-        if stage == "sft" and data.overlong == "truncate":
-            truncated = len(sides[0][0]) > data.max_length
-            sides = [(ids[: data.max_length], mask[: data.max_length]) for ids, mask in sides]
-        if any(len(ids) > data.max_length for ids, _ in sides):
-            dropped[f"longer than {data.max_length} tokens"] += 1
-        elif not all(any(mask[1:]) for _, mask in sides):
-            dropped["no trained token"] += 1
-        elif len(sides) == 2 and sides[0][0] == sides[1][0]:
-            dropped["chosen equals rejected"] += 1
+# Reading
+
+
+class _Read(NamedTuple):
+    """A row of the split: an example, or a problem."""
+
+    place: Place
+    example: rows.Example | None
+    carried: dict[str, float | str]
+    problem: str
+
+
+def _read(data: Data, stage: str, held_out: bool) -> Iterator[_Read | None]:
+    """Every row; None for one of another split."""
+    for row in sources.read(data, held_out):
+        if not row.in_split:
+            yield None
+        elif row.problem:
+            yield _Read(row.place, None, {}, row.problem)
         else:
-            lines.append(example.line)
-            dropped["truncated (kept)"] += truncated
-            for ids, mask in sides:
-                tokens.append(np.asarray(ids, np.int32))
-                # Nothing comes before a first token, so nothing can predict it.
-                trained.append(np.asarray([False, *mask[1:]]))
-                lengths.append(len(ids))
-    with whole_directory(directory) as partial:
-        arrays = {
-            "tokens": np.concatenate([*tokens, np.zeros(0, np.int32)]),
-            "trained": np.concatenate([*trained, np.zeros(0, bool)]),
-            "offsets": np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-            "lines": np.asarray(lines, np.int64),
-        }
-        for name, array in arrays.items():
-            np.save(partial / f"{name}.npy", array)
-        meta = {"sides": 2 if stage == "dpo" else 1, "file": str(path), "dropped": dict(+dropped)}
-        (partial / "meta.json").write_text(json.dumps(meta))
+            yield _example(stage, row, data.strings)
+
+
+def _example(stage: str, row: sources.Row, strings: str) -> _Read:
+    try:
+        example = rows.example(stage, row.values, row.place, strings)
+        return _Read(row.place, example, rows.carried(row.values, row.place), "")
+    except ValueError as error:
+        return _Read(row.place, None, {}, str(error))
+
+
+def _stop(problem: str) -> ValueError:
+    return ValueError(
+        f"{problem.removesuffix('.')} (--data.on_bad_row=skip goes on without such rows)."
+    )
+
+
+# Writing
+
+
+def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, progress) -> None:
+    """Streams a split's arrays, its bad rows and what was counted into `directory`."""
+    counts: Counter[str] = Counter()
+    files: dict[tuple[str, str], int] = {}  # with the unit of its rows -> index
+    names: dict[str, int] = {}  # of sources -> index
+    columns: set[str] = set()
+    found = _read(data, stage, held_out)
+    end = 0
+    with ExitStack() as opened:
+        out = {name: opened.enter_context(_new(directory / f"{name}.bin")) for name in _ARRAYS}
+        bad = opened.enter_context(_new(directory / "bad_rows.jsonl"))
+        _append(out, {"offsets": [0]})
+        while chunk := list(islice(found, _CHUNK // (2 if stage == "dpo" else 1))):
+            values: dict[str, list] = {name: [] for name in _ARRAYS}
+            for read, item in _items(chunk, data, tokenizer, counts, bad):
+                columns |= read.carried.keys()
+                file = read.place.file, read.place.unit
+                source = read.carried.get("source", "")
+                values["file_index"].append(files.setdefault(file, len(files)))
+                values["lines"].append(read.place.number)
+                values["margin"].append(read.carried.get("margin", 0.0))
+                values["weight"].append(read.carried.get("weight", 1.0))
+                values["source"].append(names.setdefault(source, len(names)))
+                for ids, mask in item:
+                    end += len(ids)
+                    values["offsets"].append(end)
+                    out["tokens"].write(ids.data)
+                    out["trained"].write(mask.data)
+            _append(out, values)
+            progress(counts["read"] + counts["in other splits"])
+    meta = {
+        "files": [name for name, _ in files],
+        "units": [unit for _, unit in files],
+        "sources": list(names),
+        "columns": [name for name in ("margin", "weight", "source") if name in columns],
+        "counts": _in_order(counts),
+    }
+    (directory / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def _new(file: Path) -> BinaryIO:
+    return file.open("wb")
+
+
+def _append(out: dict[str, BinaryIO], values: dict[str, list]) -> None:
+    for name, more in values.items():
+        out[name].write(np.asarray(more, _ARRAYS[name]).tobytes())
+
+
+def _items(
+    chunk: list[_Read | None], data: Data, tokenizer, counts: Counter[str], bad: BinaryIO
+) -> Iterator[tuple[_Read, list[Encoded]]]:
+    """The items that a chunk's rows make; counts every row, and lists the bad ones in `bad`."""
+    own = [read for read in chunk if read]
+    counts["read"] += len(own)
+    counts["in other splits"] += len(chunk) - len(own)
+    for read, sequences, problem in _encoded(own, tokenizer, data.train_on):
+        if problem and data.on_bad_row == "stop":
+            raise _stop(problem)
+        if problem:
+            counts["bad rows, skipped"] += 1
+            place = str(read.place)
+            line = {"place": place, "problem": problem.removeprefix(f"{place}: ")}
+            bad.write(json.dumps(line).encode() + b"\n")
+            continue
+        items, changed = _fit(sequences, data.max_length, data.overlong)
+        counts[changed] += 1
+        counts["kept"] += bool(items)
+        for item in items:
+            yield read, item
+
+
+def _encoded(
+    chunk: list[_Read], tokenizer, train_on: str
+) -> Iterator[tuple[_Read, list[Encoded], str]]:
+    """The sequences of each row, or what is wrong with it."""
+    sides = [
+        (side, str(read.place)) for read in chunk if read.example for side in read.example.sides
+    ]
+    found = iter(encode_sides(tokenizer, sides, train_on))
+    for read in chunk:
+        if read.example is None:
+            yield read, [], read.problem
+            continue
+        encoded = [next(found) for _ in read.example.sides]
+        errors = [str(side) for side in encoded if isinstance(side, ValueError)]
+        yield read, encoded, errors[0] if errors else _problem(encoded, read.place)
+
+
+def _problem(sequences: list[Encoded], place: Place) -> str:
+    """What is wrong with the tokens of a row, if anything is."""
+    for _, mask in sequences:
+        mask[0] = False  # nothing comes before a first token, so nothing can predict it
+        if not mask.any():
+            return (
+                f"{place}: no token of it is trained, because the chat template leaves its answer "
+                "out, or joins it into one token with the text around it; change the row, or name "
+                "another --model.chat_template."
+            )
+    if len(sequences) == 2 and np.array_equal(sequences[0][0], sequences[1][0]):
+        return (
+            f"{place}: `chosen` and `rejected` have the same tokens, so neither is preferred; "
+            "remove the row, or change one of them."
+        )
+    return ""
+
+
+def _fit(
+    sequences: list[Encoded], max_length: int, overlong: str
+) -> tuple[list[list[Encoded]], str]:
+    """The items of a row, each within `max_length`, and what was done to the row for it."""
+    if all(len(ids) <= max_length for ids, _ in sequences):
+        return [sequences], ""
+    longer = f"longer than {max_length} tokens"
+    if overlong == "drop" or len(sequences) == 2:
+        return [], f"{longer}, dropped"
+    ids, mask = sequences[0]
+    if overlong == "split":
+        return [[piece] for piece in _pieces(ids, mask, max_length)], f"{longer}, split"
+    if not mask[:max_length].any():
+        return [], "no trained token after truncation, dropped"
+    return [[(ids[:max_length], mask[:max_length])]], f"{longer}, truncated"
+
+
+def _pieces(ids: np.ndarray, mask: np.ndarray, max_length: int) -> Iterator[Encoded]:
+    """Pieces of a long sequence that hold trained tokens, each of them in one piece.
+
+    A piece begins with the last token of the one before, which predicts its second.
+    """
+    assert max_length > 1
+    for start in range(0, len(ids) - 1, max_length - 1):
+        piece = mask[start : start + max_length].copy()
+        piece[0] = False
+        if piece.any():
+            yield ids[start : start + max_length], piece
+
+
+def _in_order(counts: Counter[str]) -> dict[str, int]:
+    """What was counted: rows read, those left out or changed where there are any, and rows kept."""
+    ends = ("splits", "tokens, dropped", "truncated", "split", "truncation, dropped", "skipped")
+    between = {why: n for end in ends for why, n in counts.items() if n and why.endswith(end)}
+    return {"read": counts["read"]} | between | {"kept": counts["kept"]}

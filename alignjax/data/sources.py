@@ -1,0 +1,320 @@
+"""What `data.path` names -> rows: files, globs, directories, saved datasets, datasets of a hub.
+
+A source either has splits of its own, one of which is read, or its rows are divided: by their
+`split` column where the first row has one, else by a hash of the prompt.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignjax.config import Data
+from alignjax.data import formats
+from alignjax.data.conversations import is_answer
+from alignjax.data.formats import Place, Record, first_line
+
+_ABOUT_DATA = ("dataset_info.json", "dataset_infos.json")  # of a hub's dataset; they hold no rows
+_SHARD = re.compile(r"-\d{5}-of-")  # behind a split's name, as in train-00000-of-00003.parquet
+_SPLIT_WORD = re.compile(r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?)(?![a-z])")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Row:
+    place: Place
+    values: dict | None  # None where it cannot be read
+    problem: str  # "", or the whole sentence, which begins with the place
+    in_split: bool  # whether it belongs to the split that was asked for
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file, or one split of a dataset."""
+
+    records: Callable[[], Iterator[Record]]
+    identity: Callable[[], str]  # of the content
+    own_split: bool  # the source's own split: every row of it is in
+
+
+def title(data: Data, held_out: bool) -> str:
+    """The path as the user gave it."""
+    return data.eval_path if held_out and data.eval_path else data.path
+
+
+def digest(data: Data, held_out: bool) -> str:
+    """SHA-256 of all content that decides the rows: files, their formats and their order.
+
+    The settings that divide rows into splits are not part of it.
+    """
+    parts = [(source.own_split, source.identity()) for source in _sources(data, held_out)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def read(data: Data, held_out: bool) -> Iterator[Row]:
+    """Every row of what `data` names, in a fixed order, in a stream.
+
+    A row that cannot be read is passed on once, with the training rows unless the held-out rows
+    come from elsewhere. Raises ValueError for what has no rows, and for damage of a whole file.
+    """
+    from_elsewhere = held_out and bool(data.eval_path)
+    wanted = data.eval_split if held_out else data.split
+    first: tuple[Place, bool] | None = None  # the first divided row, and whether it has a `split`
+    others: set[str] = set()  # splits that rows name and that were not asked for
+    found = False
+    share = data.eval_fraction if _may_divide(data) else 0.0
+    for source in _sources(data, held_out):
+        for place, values, problem in source.records():
+            if values is None or source.own_split or from_elsewhere:
+                in_split = source.own_split or from_elsewhere or not held_out
+                yield Row(place, values, problem, in_split)
+                continue
+            split = values.get("split")
+            first = first or (place, split is not None)
+            if (split is not None) != first[1]:
+                yield Row(place, None, _uneven(place, *first), not held_out)
+                continue
+            if split is None:
+                in_split = (_hash01(values) < share) == held_out
+            else:
+                in_split = split == wanted
+                if len(others) < 10 and not in_split:
+                    others.add(str(split))
+            found |= in_split
+            yield Row(place, values, "", in_split)
+    if first and first[1] and not found and _must_exist(data, held_out):
+        raise _no_split(title(data, held_out), wanted, sorted(others), held_out)
+
+
+def _uneven(place: Place, first: Place, first_has_split: bool) -> str:
+    has, other = ("no `split`", "has one") if first_has_split else ("a `split`", "has none")
+    return (
+        f"{place}: the row has {has}, and the first row ({first}) {other}; give every row one, or "
+        "none."
+    )
+
+
+# Splits
+
+
+def _choose_split(name: str, splits: Sequence[str], data: Data, held_out: bool) -> tuple[str, bool]:
+    """The split to read of a source that has its own ("": none), and whether to take all of it.
+
+    Where no split is held out, `data.eval_fraction` divides the training split instead.
+    """
+    divided = _may_divide(data) and data.eval_split not in splits
+    wanted = data.eval_split if held_out and not divided else data.split
+    if wanted in splits:
+        return wanted, not divided
+    if len(splits) == 1 and held_out and not _must_exist(data, held_out):
+        return "", True
+    raise _no_split(name, wanted, splits, held_out and not divided)
+
+
+def _may_divide(data: Data) -> bool:
+    """Whether a share of the training rows is held out where no split is."""
+    return data.eval_fraction > 0 and not data.eval_path
+
+
+def _must_exist(data: Data, held_out: bool) -> bool:
+    """Whether a missing split is an error: a run without held-out rows is none."""
+    return not held_out or bool(data.eval_path) or data.eval_split != Data.eval_split
+
+
+def _no_split(name: str, wanted: str, splits: Sequence[str], held_out: bool) -> ValueError:
+    key = "data.eval_split" if held_out else "data.split"
+    listed = f"there is {splits[0]}" if len(splits) == 1 else f"there are {', '.join(splits)}"
+    return ValueError(f"{name}: there is no split {wanted}; {listed}: set {key}.")
+
+
+def _hash01(row: dict) -> float:
+    """A number in [0, 1) that the row's prompt decides: rows of one prompt fall together."""
+    own = row.get("prompt") or row.get("messages") or row.get("conversations") or _instruction(row)
+    prompt = own or row.get("chosen")
+    if isinstance(prompt, list):
+        prompt = [message for message in prompt if not is_answer(message)][:2]
+    elif not own and isinstance(prompt, str):
+        prompt = os.path.commonprefix([prompt, str(row.get("rejected"))])
+    text = json.dumps(prompt, sort_keys=True, default=str)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def _instruction(row: dict) -> object:
+    """The first question of an Alpaca row: later turns of one conversation belong to it."""
+    match row.get("history"):
+        case [[str(question), *_], *_]:
+            return question
+    asked, text = row.get("instruction"), row.get("input")
+    return f"{asked}\n{text}" if asked and text else asked
+
+
+# What a path names
+
+
+def _sources(data: Data, held_out: bool) -> list[_Source]:
+    path = title(data, held_out)
+    key = "data.eval_path" if held_out and data.eval_path else "data.path"
+    whole = Path(path).expanduser().exists()
+    names = [path] if whole else [name.strip() for name in path.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"{key} is empty: name a file, directory or dataset of rows.")
+    return [source for name in names for source in _resolve(name, key, data, held_out)]
+
+
+def _resolve(name: str, key: str, data: Data, held_out: bool) -> list[_Source]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _directory(path, data, held_out)
+    if path.exists():
+        return [_file(path)]
+    if glob.has_magic(name):
+        matches = [Path(m) for m in sorted(glob.glob(str(path), recursive=True))]
+        if files := [match for match in matches if match.is_file()]:
+            return [_file(file) for file in files]
+        raise ValueError(f"{key}={name}: no file matches.")
+    if _HUB_NAME.fullmatch(name) and not formats.kind(path):
+        return _hub(name, key, data, held_out)
+    raise ValueError(f"{key}={name}: there is no such file or directory.")
+
+
+def _file(file: Path, own_split: bool = False) -> _Source:
+    def identity() -> str:
+        return f"{formats.kind(file)} {_content(file)}"
+
+    return _Source(lambda: formats.records(file), identity, own_split)
+
+
+def _content(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{file}: it cannot be read ({first_line(error)}).") from None
+
+
+def _directory(directory: Path, data: Data, held_out: bool) -> list[_Source]:
+    """A saved dataset, or a directory of data files, whose names may tell splits."""
+    if (directory / "state.json").is_file():
+        return [_saved(directory, False)]
+    if (directory / "dataset_dict.json").is_file():
+        splits = _json_file(directory / "dataset_dict.json", "splits")
+        split, own = _choose_split(str(directory), splits, data, held_out)
+        return [_saved(directory / split, own)] if split else []
+    files = _data_files(directory) or _data_files(directory / "data")
+    if not files:
+        raise ValueError(
+            f"{directory}: the directory holds no data files ({', '.join(formats.KINDS)}, or those "
+            "with .gz), nor does its data/; name the files, such as "
+            f"'{directory}/*/*.parquet'."
+        )
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        splits.setdefault(_split_name(file), []).append(file)
+    names = {data.split, data.eval_split}
+    if len(splits) == 1 or not any(s in names or _SPLIT_WORD.match(s) for s in splits):
+        return [_file(file) for file in files]
+    split, own = _choose_split(str(directory), list(splits), data, held_out)
+    return [_file(file, own) for file in splits[split]]
+
+
+def _data_files(directory: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(directory.glob("*"))
+        if file.is_file()
+        and formats.kind(file)
+        and not file.name.startswith(".")
+        and file.name not in _ABOUT_DATA
+    ]
+
+
+def _split_name(file: Path) -> str:
+    """What a file's name says before its suffixes and its number among others."""
+    stem = Path(file.name[:-3] if file.name.lower().endswith(".gz") else file.name).stem
+    return _SHARD.split(stem)[0]
+
+
+# Datasets, through the library of that name
+
+
+def _saved(directory: Path, own_split: bool) -> _Source:
+    """What `Dataset.save_to_disk` wrote."""
+
+    def records() -> Iterator[Record]:
+        import datasets
+
+        try:
+            dataset = datasets.load_from_disk(str(directory))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{directory}: the saved dataset does not load ({first_line(error)}); save it "
+                "again."
+            ) from None
+        yield from _rows(dataset, str(directory))
+
+    def identity() -> str:
+        files = _json_file(directory / "state.json", "_data_files")
+        return " ".join(_content(directory / file["filename"]) for file in files)
+
+    return _Source(records, identity, own_split)
+
+
+def _json_file(file: Path, key: str) -> list:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: the saved dataset is damaged ({first_line(error)}); save it again."
+        ) from None
+
+
+def _hub(name: str, key: str, data: Data, held_out: bool) -> list[_Source]:
+    """A split of a hub's dataset, ORG/NAME or ORG/NAME:SUBSET."""
+    wanted = data.eval_split if held_out else data.split
+    first = (
+        data.eval_split if _may_divide(data) else wanted
+    )  # whether it exists decides how rows divide
+    dataset, splits = _load(name, key, first)
+    split, own = wanted, True
+    if dataset is None:
+        split, own = _choose_split(name, splits, data, held_out)
+    if not split:
+        return []
+    if split != first:
+        dataset, splits = _load(name, key, split)
+    if dataset is None:
+        raise _no_split(name, split, splits, held_out)
+    place = f"{name}, split {split}"
+
+    def identity() -> str:
+        return f"{split} {dataset._fingerprint}"
+
+    return [_Source(lambda: _rows(dataset, place), identity, own)]
+
+
+def _load(name: str, key: str, split: str) -> tuple[object | None, list[str]]:
+    """A split of a hub's dataset; or, where there is none, the splits that there are."""
+    import datasets
+
+    repository, _, subset = name.partition(":")
+    try:
+        return datasets.load_dataset(repository, subset or None, split=split), []
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        unknown = re.match(r"Unknown split .* Should be one of \[(.*)\]", str(error))
+        if unknown:
+            return None, re.findall(r"'([^']*)'", unknown[1])
+        raise ValueError(
+            f"{key}={name}: there is no such file here, and the hub's dataset does not load "
+            f"({first_line(error)})."
+        ) from None
+
+
+def _rows(dataset, name: str) -> Iterator[Record]:
+    if not len(dataset):
+        raise ValueError(f"{name}: the dataset holds no rows.")
+    for number, values in enumerate(dataset.with_format(None), 1):
+        yield Record(Place(name, number, "row"), values, "")

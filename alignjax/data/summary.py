@@ -1,0 +1,37 @@
+"""What became of the rows: one table at the start of a run."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from alignjax.config import DPO, SFT
+from alignjax.data.tokens import TokenSet
+from alignjax.files import write_whole
+from alignjax.processes import is_first
+from alignjax.progress import console
+
+
+def show_rows(config: SFT | DPO, directory: Path, sets: dict[str, TokenSet]) -> None:
+    """Prints rows read, kept and dropped by reason of each set, by what a user calls it.
+
+    Rows that were passed over as bad are listed in `bad_rows/` of the run directory.
+    """
+    table = Table(title=f"rows of {config.data.path}", title_justify="left")
+    table.add_column("", overflow="fold")
+    for name in sets:
+        table.add_column(name, justify="right")
+    for reason in dict.fromkeys(reason for part in sets.values() for reason in part.counts):
+        counts = (part.counts.get(reason, 0) for part in sets.values())
+        table.add_row(reason, *(f"{count:,}" for count in counts))
+    tokens = (f"{len(part.tokens):,}" for part in sets.values())
+    trained = (f"{int(part.trained.sum()):,}" for part in sets.values())
+    table.add_row("tokens", *tokens)
+    table.add_row("trained tokens", *trained)
+    console.print(table)
+    for name, part in sets.items():
+        if part.columns:
+            console.print(f"{name}: with columns {', '.join(part.columns)}")
+        if part.bad_rows_file and is_first():
+            listing = directory / "bad_rows" / f"{name.replace(' ', '_')}.jsonl"
+            write_whole(listing, part.bad_rows_file.read_bytes())
+            console.print(f"bad rows of {name} are listed in {listing}")

@@ -1,0 +1,275 @@
+"""Rows of every format of file, and what cannot be read, in sentences."""
+
+import gzip
+import itertools
+import re
+import tracemalloc
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from datafiles import ROWS, arrow, dump, feather_bytes, jsonl, parquet_bytes, read, refusal, write
+from pyarrow import parquet
+
+from alignjax.config import Data
+from alignjax.data import formats, sources
+from alignjax.data.sources import Place, Row
+
+# Formats
+
+
+@pytest.mark.parametrize("gz", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("name", "content", "unit"),
+    [
+        ("d.jsonl", jsonl(ROWS), "line"),
+        ("d.ndjson", b"\xef\xbb\xbf" + jsonl(ROWS).replace(b"\n", b"\r\n"), "line"),
+        ("d.JSONL", jsonl(ROWS).rstrip(), "line"),
+        ("d.json", dump(ROWS), "row"),
+        ("d.json", "\ufeff \n" + dump(ROWS, indent=2), "row"),
+        ("d.json", jsonl(ROWS), "line"),
+        ("d.parquet", parquet_bytes(ROWS, 2), "row"),
+        ("d.arrow", arrow(ROWS, pa.ipc.new_file, 2), "row"),
+        ("d.arrow", arrow(ROWS, pa.ipc.new_stream, 2), "row"),
+        ("d.feather", feather_bytes(ROWS), "row"),
+    ],
+)
+def test_every_format_gives_the_same_rows(tmp_path, name, content, unit, gz):
+    file = write(tmp_path / (name + gz), content)
+    places = [Place(str(file), number, unit) for number in (1, 2, 3)]
+    assert read(file) == [Row(p, r, "", True) for p, r in zip(places, ROWS, strict=True)]
+    assert str(places[2]) == f"{file}, {unit} 3"
+
+
+@pytest.mark.parametrize("make", [pa.ipc.new_file, pa.ipc.new_stream, None])
+def test_rows_of_large_batches_are_numbered_through(tmp_path, make):
+    rows = [{"prompt": str(i)} for i in range(2500)]
+    content = arrow(rows, make, 1700) if make else parquet_bytes(rows, 1700)
+    found = read(write(tmp_path / ("d.arrow" if make else "d.parquet"), content))
+    assert [(row.place.number, row.values) for row in found] == list(enumerate(rows, 1))
+
+
+def test_blank_lines_are_passed_over_and_counted(tmp_path):
+    file = write(tmp_path / "d.jsonl", '{"a": 1}\n\n  \n{"a": 2}\r\n{"a": 3}')
+    assert [(row.place.number, row.values) for row in read(file)] == [
+        (1, {"a": 1}),
+        (4, {"a": 2}),
+        (5, {"a": 3}),
+    ]
+
+
+# Streaming
+
+
+def test_json_lines_are_streamed(tmp_path):
+    row = {"prompt": "x" * 10_000}
+    file = write(tmp_path / "d.jsonl", jsonl([row]) * 1000)  # 10 MB
+    stream = sources.read(Data(path=str(file)), False)
+    tracemalloc.start()
+    try:
+        assert sum(len(row.values["prompt"]) for row in stream) == 10_000_000
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.parquet", "d.arrow"])
+def test_rows_before_the_damage_come_first(tmp_path, name):
+    """What is not asked for is not read: the damage shows only where it lies."""
+    rows = [{"prompt": f"{i * 7919 % 1009} {i}"} for i in range(4000)]
+    file = tmp_path / name
+    if name == "d.jsonl.gz":
+        write(file, rows)
+        content = bytearray(file.read_bytes())
+        del content[-20:]
+    elif name == "d.parquet":
+        content = bytearray(parquet_bytes(rows, 2000))
+        second = parquet.ParquetFile(pa.BufferReader(bytes(content))).metadata.row_group(1)
+        start = second.column(0).dictionary_page_offset or second.column(0).data_page_offset
+        content[start : start + 40] = b"\xff" * 40
+    else:
+        content = bytearray(arrow(rows, pa.ipc.new_stream, 2000))
+        del content[-2000:]
+    file.write_bytes(content)
+    stream = sources.read(Data(path=str(file)), False)
+    assert [row.values for row in itertools.islice(stream, 2000)] == rows[:2000]
+    with pytest.raises(ValueError, match=f"^{re.escape(str(file))}: this is no whole "):
+        list(stream)
+
+
+# Rows that cannot be read
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (b'{"a": ]', "this is not JSON (Expecting value at column 7)."),
+        (b'  {"a": 1,', "this is not JSON (Expecting property name enclosed in double quotes at "),
+        (b"{'a': 1}", "this is not JSON (Expecting property name enclosed in double quotes at "),
+        (b'{"a": 1} {', "this is not JSON (Extra data at column 10)."),
+        (b"[1]", "a row must be a JSON object, {...}, not a list."),
+        (b"null", "a row must be a JSON object, {...}, not null."),
+        (b"true", "a row must be a JSON object, {...}, not true or false."),
+        (b"5", "a row must be a JSON object, {...}, not a number."),
+        (b'"text"', "a row must be a JSON object, {...}, not a string."),
+        (
+            b'{"a": "\xe9"}',
+            "byte 8 of the line (0xe9) is not UTF-8; save the file as UTF-8.",
+        ),
+        (b'{"a": ' + b"[" * 99999, "this JSON is too large a value (maximum recursion depth "),
+        (b'{"a": ' + b"1" * 9999 + b"}", "this JSON is too large a value (Exceeds the limit "),
+    ],
+)
+def test_unreadable_line_is_passed_on_with_its_place(tmp_path, line, sentence):
+    file = write(tmp_path / "d.jsonl", b'{"prompt": "a"}\n\n' + line + b'\n{"prompt": "b"}\n')
+    good, bad, after = read(file)
+    assert (good.values, after.values, after.place.number) == ({"prompt": "a"}, {"prompt": "b"}, 4)
+    assert (bad.place, bad.values) == (Place(str(file), 3, "line"), None)
+    if sentence.endswith(" "):  # the rest is Python's, and changes with its version
+        assert bad.problem.startswith(f"{file}, line 3: {sentence}")
+        assert bad.problem.endswith(").")
+    else:
+        assert bad.problem == f"{file}, line 3: {sentence}"
+
+
+def test_unreadable_rows_of_a_json_list_and_of_parquet(tmp_path):
+    file = write(tmp_path / "d.json", '[{"a": 1}, 5]')
+    assert [row.problem for row in read(file)] == [
+        "",
+        f"{file}, row 2: a row must be a JSON object, {{...}}, not a number.",
+    ]
+    offsets, text = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xffb")
+    spoilt = pa.StringArray.from_buffers(3, offsets, text)
+    file = tmp_path / "d.parquet"
+    parquet.write_table(pa.table({"prompt": spoilt}), file)
+    rows = read(file)
+    assert [row.values for row in rows] == [{"prompt": "a"}, None, {"prompt": "b"}]
+    assert rows[1].problem == (
+        f"{file}, row 2: a value cannot be read ('utf-8' codec can't decode byte 0xff in position "
+        "0: invalid start byte)."
+    )
+
+
+def test_unreadable_row_is_reported_once(tmp_path):
+    file = write(tmp_path / "d.jsonl", b'{"prompt": "a"}\n{\n')
+    other = write(tmp_path / "e.jsonl", b'{"prompt": "b"}\n{\n')
+
+    def reported(held_out: bool, **settings) -> list[str]:
+        rows = read(file, held_out, eval_fraction=0.5, **settings)
+        return [row.place.file for row in rows if row.problem and row.in_split]
+
+    assert (reported(False), reported(True)) == ([str(file)], [])
+    both = reported(False, eval_path=str(other)), reported(True, eval_path=str(other))
+    assert both == ([str(file)], [str(other)])
+
+
+# Files that cannot be read
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("d.jsonl", b"", "the file holds no rows."),
+        ("d.jsonl", b" \n\n", "the file holds no rows."),
+        ("d.jsonl.gz", b"", "the file holds no rows."),
+        ("d.json", b"", "the file holds no rows."),
+        ("d.json", b"[]", "the file holds no rows."),
+        ("d.parquet", b"", "the file holds no rows."),
+        ("d.arrow.gz", b"", "the file holds no rows."),
+        (
+            "d.csv",
+            b"prompt,chosen\n",
+            "the suffix is none of .jsonl, .ndjson, .json, .parquet, .arrow, .feather, each also "
+            "with .gz behind it; convert or rename the file.",
+        ),
+        ("d.jsonl", dump(ROWS).encode("utf-16"), "the text is UTF-16; save it as UTF-8."),
+        ("d.json", dump(ROWS).encode("utf-16-be"), "the text is UTF-16; save it as UTF-8."),
+        ("d.json.gz", dump(ROWS).encode("utf-16-le"), "the text is UTF-16; save it as UTF-8."),
+        (
+            "d.jsonl",
+            dump(ROWS, indent=1),
+            "the file is one JSON list; rename it to end in .json.",
+        ),
+        (
+            "d.json",
+            '{\n "data": []\n}',
+            "a row goes over several lines; write a row a line, or one list of rows into a .json "
+            "file.",
+        ),
+        (
+            "d.parquet",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n",
+            "this is a Git LFS pointer, not the data; run `git lfs pull` beside it.",
+        ),
+        (
+            "d.jsonl",
+            gzip.compress(jsonl(ROWS), mtime=0),
+            "the content is gzip; rename the file to end in .gz.",
+        ),
+        (
+            "d.json",
+            parquet_bytes(ROWS),
+            "the content is Parquet; rename the file to end in .parquet.",
+        ),
+        (
+            "d.jsonl",
+            arrow(ROWS, pa.ipc.new_file),
+            "the content is Arrow; rename the file to end in .arrow.",
+        ),
+    ],
+)
+def test_file_refusals(tmp_path, name, content, sentence):
+    file = write(tmp_path / name, content)
+    assert refusal(file) == f"{file}: {sentence}"
+
+
+def test_a_file_of_columns_without_rows_is_refused(tmp_path):
+    table = pa.table({"prompt": pa.array([], pa.string())})
+    parquet.write_table(table, tmp_path / "d.parquet")
+    assert refusal(tmp_path / "d.parquet") == f"{tmp_path}/d.parquet: the file holds no rows."
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "problem"),
+    [
+        ('[{"a": 1},\n {"a": ]}]', 2, "this is not JSON (Expecting value at column 8)"),
+        ('[\n{"a": 1}\n{"a": 2}]', 3, "this is not JSON (Expecting ',' delimiter at column 1)"),
+        (
+            b'[\n{"a": 1},\n{"a": "\xe9"}]',
+            3,
+            "byte 8 of the line (0xe9) is not UTF-8; save the file as UTF-8",
+        ),
+    ],
+)
+def test_error_inside_a_json_list_names_the_line(tmp_path, content, line, problem):
+    file = write(tmp_path / "d.json", content)
+    assert refusal(file) == f"{file}, line {line}: {problem}."
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "form"),
+    [
+        ("d.jsonl.gz", gzip.compress(jsonl(ROWS), mtime=0)[:-9], "gzip"),
+        ("d.jsonl.gz", jsonl(ROWS), "gzip"),
+        ("d.json.gz", gzip.compress(dump(ROWS).encode(), mtime=0)[:30], "gzip"),
+        ("d.parquet.gz", gzip.compress(parquet_bytes(ROWS), mtime=0)[:-100], "gzip"),
+        ("d.parquet", parquet_bytes(ROWS)[:-5], "Parquet"),
+        ("d.parquet", jsonl(ROWS), "Parquet"),
+        ("d.parquet.gz", gzip.compress(jsonl(ROWS), mtime=0), "Parquet"),
+        ("d.arrow", arrow(ROWS, pa.ipc.new_file)[:-50], "Arrow"),
+        ("d.arrow", arrow(ROWS, pa.ipc.new_stream)[:-100], "Arrow"),
+        ("d.feather", jsonl(ROWS), "Arrow"),
+    ],
+)
+def test_cut_or_wrong_content_is_one_sentence_about_the_file(tmp_path, name, content, form):
+    file = tmp_path / name
+    file.write_bytes(content)
+    found = refusal(file)
+    assert re.fullmatch(
+        re.escape(f"{file}: this is no whole {form} file (") + r"[^\n]+\); get it again\.", found
+    ), found
+
+
+def test_suffixes_are_told_from_names():
+    kinds = [formats.kind(Path(n)) for n in ("a.jsonl", "a.b.JSON.gz", "a.gz", "jsonl", "a.csv")]
+    assert kinds == ["JSON lines", "JSON", "", "", ""]

@@ -1,0 +1,44 @@
+"""Rows in short, and the tokens on disk that are made of them."""
+
+import json
+from pathlib import Path
+
+from alignjax.config import Data
+from alignjax.data import tokens
+from alignjax.data.tokens import TokenSet
+
+
+def write(file: Path, data: list[dict], blank: int = 0) -> str:
+    file.write_text("\n" * blank + "".join(json.dumps(row) + "\n" for row in data))
+    return str(file)
+
+
+def sft_row(prompt: str, completion: str, **more) -> dict:
+    return {"prompt": prompt, "completion": completion} | more
+
+
+def pair_row(prompt: str, chosen: str, rejected: str, **more) -> dict:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | more
+
+
+def sequences(data: TokenSet) -> list[tuple[list[int], list[bool]]]:
+    return [
+        (data.tokens[a:b].tolist(), data.trained[a:b].tolist())
+        for a, b in zip(data.offsets[:-1], data.offsets[1:], strict=True)
+    ]
+
+
+PAIRS = [
+    pair_row("why", "because", "no"),
+    pair_row("how", "so", "thus it is"),
+    pair_row("when", "now", "then"),
+]
+
+
+def make(path, tokenizer, tokenizer_dir, cache, stage="dpo", held_out=False, **settings):
+    data = Data(path=path, **settings)
+    return tokens.token_set(data, stage, held_out, tokenizer, tokenizer_dir, cache)
+
+
+def tokenizer_text(data: TokenSet, tokenizer, sequence: int) -> str:
+    return tokenizer.decode(sequences(data)[sequence][0])
