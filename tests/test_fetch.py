@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from alignjax.weights import fetch, gguf, safetensors
+from alignjax.weights import fetch, gguf, orbax, safetensors
 
 NAME = "smollm2-135m-instruct"
 ITEM = fetch.PACKAGED[NAME]
@@ -105,6 +105,37 @@ def test_each_kind_of_name_goes_its_way(tmp_path, monkeypatch):
     assert fetch.open_model("org/other", hub) == ("directory", hub)
     assert asked == [("org/other", True, False)]
     assert fetch.open_model(NAME, hub) == ("gguf", hub / CACHED, hub)
+
+
+@pytest.mark.parametrize("mark", ["weights", "checkpoints", "model/config.json", "state"])
+@pytest.mark.parametrize("whole", ["", "model.safetensors", "model.safetensors.index.json"])
+def test_directories_of_orbax_and_of_hugging_face(tmp_path, monkeypatch, mark, whole):
+    """Safetensors files decide, whatever else lies beside them."""
+    monkeypatch.setattr(safetensors, "open_directory", lambda path: ("directory", path))
+    monkeypatch.setattr(orbax, "open_orbax", lambda path: ("orbax", path))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / mark).parent.mkdir(exist_ok=True)
+    (tmp_path / mark).touch() if mark.endswith("json") else (tmp_path / mark).mkdir()
+    if whole:
+        (tmp_path / whole).touch()
+    expected = ("directory" if whole else "orbax", tmp_path)
+    assert fetch.open_model(str(tmp_path), tmp_path) == expected
+
+
+def test_a_checkpoint_of_a_run_is_known_by_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(orbax, "open_orbax", lambda path: ("orbax", path))
+    step = tmp_path / "checkpoints" / "12"
+    step.mkdir(parents=True)
+    assert fetch.open_model(str(step), tmp_path) == ("orbax", step)
+
+
+def test_the_place_that_a_sentence_names(tmp_path):
+    with pytest.raises(ValueError) as caught:
+        fetch.open_model("none", tmp_path, "--src")
+    assert str(caught.value) == (
+        "--src=none: there is no such file or directory, and it is neither ORG/NAME on the hub "
+        f"nor one of: {NAME}."
+    )
 
 
 def test_packaged_model_is_pinned_fetched_once_and_kept(tmp_path, monkeypatch, capsys):

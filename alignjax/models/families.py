@@ -45,7 +45,8 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
         )
     for key, values in _FIXED.items():
         if hf.get(key, values[0]) not in values:
-            raise ValueError(f"{where}: {key}={hf[key]!r} is not supported; supported: {values}.")
+            known = " or ".join(map(repr, values))
+            raise ValueError(f"{where}: {key}={hf[key]!r} is not supported; supported: {known}.")
     rope = hf.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
         raise ValueError(
@@ -66,4 +67,4 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
             tied_head=hf.get("tie_word_embeddings", False),
         )
     except KeyError as error:
-        raise ValueError(f"{where}: the key {error} is missing.") from None
+        raise ValueError(f"{where}: config.json lacks the key {error}.") from None

