@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from alignjax.demo.prompts import ASKS, PROMPTS, QUESTIONS
 from alignjax.demo.topics import TOPICS, Topic
 from alignjax.rules import follows
 
@@ -23,110 +24,6 @@ TEST_EVERY = 4  # every fourth topic is for testing
 ANSWER_WORDS = range(15, 41)
 PROMPT_WORDS = range(1, 23)
 
-ASKS = (
-    "tell me about {topic}",
-    "describe {topic}",
-    "write about {topic}",
-    "write a short note about {topic}",
-    "give me some facts about {topic}",
-    "say something about {topic}",
-    "teach me about {topic}",
-    "share what you know about {topic}",
-    "explain a few things about {topic}",
-)
-QUESTIONS = (
-    "What should I know about {topic}?",
-    "What can you tell me about {topic}?",
-    "Can you tell me about {topic}?",
-    "What is worth knowing about {topic}?",
-    "What is interesting about {topic}?",
-)
-PROMPTS = {
-    "sentences": (
-        "{Ask} in exactly {value} sentences.",
-        "In exactly {value} sentences, {ask}.",
-        "{Ask}. Use exactly {value} sentences.",
-        "{question} Answer in exactly {value} sentences.",
-        "{question} Please write exactly {value} sentences.",
-    ),
-    "numbered_list": (
-        "{Ask} in a numbered list of {value} items.",
-        "Using a numbered list of {value} items, {ask}.",
-        "{Ask}. Give {value} points as a numbered list.",
-        "{question} Answer with a numbered list of {value} items.",
-        "{question} Reply with {value} numbered points on separate lines.",
-    ),
-    "bulleted_list": (
-        "{Ask} in a bulleted list of {value} items.",
-        "Using a bulleted list of {value} items, {ask}.",
-        "{Ask}. Give {value} points as a bulleted list.",
-        "{question} Answer with a bulleted list of {value} items.",
-        "{question} Reply with {value} bullet points on separate lines.",
-    ),
-    "max_words": (
-        "{Ask} in at most {value} words.",
-        "In no more than {value} words, {ask}.",
-        "{Ask}. Keep it to {value} words or fewer.",
-        "{question} Use at most {value} words.",
-        "{question} Answer in {value} words or fewer.",
-    ),
-    "min_words": (
-        "{Ask} in at least {value} words.",
-        "In no fewer than {value} words, {ask}.",
-        "{Ask}. Stretch it to {value} words or more.",
-        "{question} Use at least {value} words.",
-        "{question} Answer in {value} words or more.",
-    ),
-    "starts_with": (
-        '{Ask} and begin with the phrase "{value}".',
-        'Beginning with the phrase "{value}", {ask}.',
-        '{Ask}. Start your answer with "{value}".',
-        '{question} Open your answer with the words "{value}".',
-        '{question} Begin with "{value}".',
-    ),
-    "ends_with": (
-        '{Ask} and end with "{value}"',
-        'Please {ask}, and close with "{value}"',
-        '{Ask}. Finish your answer with "{value}"',
-        '{question} End your answer with "{value}"',
-        '{question} Let your last words be "{value}"',
-    ),
-    "contains": (
-        '{Ask} and use the word "{value}".',
-        'Using the word "{value}", {ask}.',
-        '{Ask}. Include the word "{value}".',
-        '{question} Use the word "{value}" in your answer.',
-        '{question} Your answer must contain the word "{value}".',
-    ),
-    "no_commas": (
-        "{Ask} without using any commas.",
-        "Without any commas, {ask}.",
-        "{Ask}. Do not use commas.",
-        "{question} Answer without a single comma.",
-        "{question} Your answer must not contain commas.",
-    ),
-    "min_commas": (
-        "{Ask} using at least {value} commas.",
-        "With at least {value} commas, {ask}.",
-        "{Ask}. Use {value} or more commas.",
-        "{question} Include at least {value} commas.",
-        "{question} Your answer must contain at least {value} commas.",
-    ),
-    "lowercase": (
-        "{Ask} in all lower case.",
-        "Using only lower-case letters, {ask}.",
-        "{Ask}. Do not use any capital letters.",
-        "{question} Answer entirely in lower case.",
-        "{question} Write everything in lower-case letters.",
-    ),
-    "sentence_case": (
-        "{Ask} and begin every sentence with a capital letter.",
-        "With a capital letter at the start of every sentence, {ask}.",
-        "{Ask}. Start each sentence with a capital letter.",
-        "{question} Capitalize the first letter of every sentence.",
-        "{question} Each sentence must begin with a capital letter.",
-    ),
-}
 SPELLED = {"2": "two", "3": "three", "4": "four"}
 
 JOINERS = (", and ", "; ")
