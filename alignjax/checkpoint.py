@@ -1,14 +1,27 @@
 """Checkpoints of a run through Orbax: asynchronous, sharded, the last few and the best."""
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from alignjax import config as configs
+from alignjax.files import is_remote
+from alignjax.processes import on_first
+from alignjax.progress import gigabytes
 from alignjax.sharding import concrete
+from alignjax.stages import stage_of
 from alignjax.step import State
+from alignjax.weights.orbax import reason
 from alignjax.weights.source import leaf_name
+
+_PAGE = 4096  # bytes
 
 
 def open_manager(config: configs.SFT | configs.DPO) -> ocp.CheckpointManager:
@@ -26,45 +39,139 @@ def open_manager(config: configs.SFT | configs.DPO) -> ocp.CheckpointManager:
         )
     return ocp.CheckpointManager(
         (configs.run_dir(config) / "checkpoints").absolute(),
+        item_handlers={
+            "state": ocp.StandardCheckpointHandler(),
+            "config": ocp.JsonCheckpointHandler(),
+        },
         options=ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(policies),
             enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
         ),
     )
 
 
 def best_metric(config) -> tuple[str, str]:
-    """Splits "eval_loss:min" into the metric and its better end."""
+    """Splits "eval_loss:min" into the metric, which the stage must have, and its better end."""
     metric, _, better = config.checkpoint.best.rpartition(":")
     if not metric or better not in ("min", "max"):
         raise ValueError(
             f"checkpoint.best={config.checkpoint.best!r}: write a metric and :min or :max, such as "
             "eval_loss:min."
         )
+    one = np.ones((1, 2), np.float32)
+    known = [f"eval_{name}" for name in stage_of(config).terms(one, one, one)]
+    if metric not in known:
+        raise ValueError(
+            f"checkpoint.best={config.checkpoint.best!r}: there is no metric {metric}; there are "
+            f"{', '.join(known)}."
+        )
     return metric, better
 
 
-def save(manager, state: State, step: int, config, metrics: dict[str, float]) -> None:
-    """Starts to save a state; returns before it is on disk."""
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(_flat(state)),
-            config=ocp.args.JsonSave(configs.to_dict(config)),
-        ),
-        metrics=metrics,
+def save(manager, state: State, step: int, config, metrics: dict[str, float] | None) -> None:
+    """Starts to save a state; returns before it is on disk.
+
+    Raises ValueError, naming the directory and the space needed, where the disk is full, now or
+    since the last save. Older checkpoints stay as they are.
+    """
+    leaves, need = _flat(state), _space(state)
+    with _disk_errors(manager, need):
+        manager.wait_until_finished()  # the space that the last one takes is known then
+        if not on_first(lambda: _fits(manager, need)):
+            raise ValueError(_disk_full(manager, need))
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(leaves),
+                config=ocp.args.JsonSave(configs.to_dict(config)),
+            ),
+            metrics=metrics,
+        )
+
+
+def wait(manager, state: State) -> None:
+    """Returns when the last save is on disk; raises ValueError where the disk was too full."""
+    with _disk_errors(manager, _space(state)):
+        manager.wait_until_finished()
+
+
+@contextmanager
+def _disk_errors(manager, need: int) -> Iterator[None]:
+    """Turns what Orbax raises on a full disk into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        text = str(error)
+        if "No space left" not in text and "ENOSPC" not in text:
+            raise
+        raise ValueError(_disk_full(manager, need)) from None
+
+
+def _space(state: State) -> int:
+    """Bytes that a checkpoint takes on a disk, where each part of an array fills whole pages."""
+    leaves = jax.tree.leaves(state)
+    return sum(leaf.nbytes + _PAGE * len(leaf.sharding.device_set) for leaf in leaves)
+
+
+def _fits(manager, need: int) -> bool:
+    free = _free_bytes(manager)
+    return free is None or free >= need
+
+
+def _free_bytes(manager) -> int | None:
+    if is_remote(manager.directory):
+        return None
+    return shutil.disk_usage(manager.directory).free
+
+
+def _disk_full(manager, need: int) -> str:
+    whole = manager.all_steps()
+    newest = f"the checkpoint of step {max(whole)} is whole" if whole else "there is no older one"
+    free = _free_bytes(manager)
+    return (
+        f"{manager.directory}: the disk is full: a checkpoint needs {gigabytes(need)}, "
+        f"{gigabytes(free)} are free, and {newest}; free some space, and the same command goes on "
+        "from there."
     )
 
 
 def restore(manager, step: int, like: State) -> State:
-    """A saved state on the mesh in use; `like` (of `jax.eval_shape`) gives shapes and shardings."""
+    """A saved state on the mesh in use; `like` (of `jax.eval_shape`) gives shapes and shardings.
+
+    Raises ValueError where the checkpoint is damaged, or of another model or optimizer.
+    """
     wanted = concrete(like)
-    found = manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_flat(wanted)))
-    )["state"]
+    _check_shapes(manager, step, wanted)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(_flat(wanted)))
+    try:
+        found = manager.restore(step, args=args)["state"]
+    except Exception as error:  # Orbax raises it bare
+        raise ValueError(_damaged(manager, step, error)) from None
     leaves = [found[leaf_name(path)] for path, _ in jax.tree_util.tree_leaves_with_path(wanted)]
     # A copy: the step donates its state, and restored buffers may be shared with Orbax.
     return jax.tree.unflatten(jax.tree.structure(wanted), [jnp.copy(leaf) for leaf in leaves])
+
+
+def _damaged(manager, step: int, error: Exception) -> str:
+    older = [other for other in manager.all_steps() if other < step]
+    then = f"the run goes on from step {max(older)}" if older else "the run starts again"
+    return (
+        f"{os.fspath(manager.directory / str(step))}: the checkpoint cannot be read "
+        f"({reason(error.__cause__ or error)}); delete it, and {then}."
+    )
+
+
+def _check_shapes(manager, step: int, wanted: State) -> None:
+    held = {name: tuple(leaf.shape) for name, leaf in manager.item_metadata(step)["state"].items()}
+    for name, leaf in _flat(wanted).items():
+        if held.get(name) != tuple(leaf.shape):
+            there = f"with shape {held[name]}" if name in held else "not at all"
+            raise ValueError(
+                f"{os.fspath(manager.directory / str(step))}: the checkpoint holds {name} {there}, "
+                f"but this run needs it with shape {tuple(leaf.shape)}: the run directory belongs "
+                "to another model or optimizer; choose another --run_dir, or delete it."
+            )
 
 
 def _flat(state: State) -> dict[str, jax.Array]:

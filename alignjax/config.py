@@ -36,15 +36,16 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Data:
-    path: str = ""  # JSONL file of the training rows
-    eval_path: str = ""  # JSONL file of the held-out rows; empty: the same file
-    split: str = "train"  # rows to train on, by their `split` column if they have one
-    eval_split: str = "test"  # held-out rows, by the same column
+    path: str = ""  # training rows: file, glob, dataset directory or ORG/NAME; commas between many
+    eval_path: str = ""  # held-out rows, named in the same way; empty: data.path
+    split: str = "train"  # rows to train on, by the dataset's splits or the rows' `split` column
+    eval_split: str = "test"  # held-out rows, likewise
     eval_fraction: float = 0.0  # share of prompts held out, by hash, where no `split` column is
     strings: Literal["chat", "plain"] = "chat"  # string columns: turns of a chat, or text as it is
     train_on: Literal["all", "last"] = "all"  # assistant turns of an answer that carry loss
     max_length: int = 1024  # tokens a sequence may have
-    overlong: Literal["drop", "truncate"] = "drop"  # sft: what happens to longer ones (pairs: drop)
+    overlong: Literal["drop", "truncate", "split"] = "drop"  # sft: longer ones (pairs are dropped)
+    on_bad_row: Literal["stop", "skip"] = "stop"  # skip: go on, and list them in RUN_DIR/bad_rows
     cache_dir: str = ""  # token and reference caches; empty: $ALIGNJAX_CACHE or ~/.cache/alignjax
 
 
@@ -74,7 +75,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    every: int = 100  # steps between saves; the last step is always saved
+    every: int = 100  # steps between saves; the last step, and one cut short, is always saved
     keep: int = 2  # latest checkpoints kept
     best: str = ""  # a metric and its better end, e.g. "eval_rewards/accuracies:max": kept as well
 
@@ -105,7 +106,8 @@ class SFT:
     """Supervised finetuning on conversations."""
 
     name: str = "sft"  # run name
-    run_dir: str = ""  # everything the run writes; empty: runs/NAME
+    run_dir: str = ""  # everything the run writes, here or on gs://; empty: runs/NAME
+    wandb: bool = False  # log to Weights & Biases as well (its package is needed, WANDB_* apply)
     seed: int = 0  # of the shuffle and of sampled answers
     model: Model = field(default_factory=Model)
     compute: Compute = field(default_factory=Compute)
@@ -124,7 +126,8 @@ class DPO:
     """Direct preference optimization on pairs (arXiv 2305.18290)."""
 
     name: str = "dpo"  # run name
-    run_dir: str = ""  # everything the run writes; empty: runs/NAME
+    run_dir: str = ""  # everything the run writes, here or on gs://; empty: runs/NAME
+    wandb: bool = False  # log to Weights & Biases as well (its package is needed, WANDB_* apply)
     seed: int = 0  # of the shuffle and of sampled answers
     beta: float = 0.1  # strength of the pull towards the reference
     label_smoothing: float = 0.0  # probability that a preference is flipped (conservative DPO)
@@ -196,13 +199,13 @@ def parse(command: str, arguments: Sequence[str] | None = None) -> SFT | DPO:
         description=about,
         default=config,
         args=rest,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed),
     )
 
 
 def _check_names(arguments: list[str], config: SFT | DPO) -> None:
     """Refuses an override of a key that does not exist, with the keys that do."""
-    keys = set(flat(config))
+    keys = set(flat(to_dict(config)))
     for argument in arguments:
         key = argument.partition("=")[0].removeprefix("--").replace("-", "_")
         if argument.startswith("--") and key not in keys and key != "help":
@@ -215,13 +218,12 @@ def _check_names(arguments: list[str], config: SFT | DPO) -> None:
             )
 
 
-def flat(config, prefix: str = "") -> dict[str, object]:
-    """Every key of a config, dotted, with its value."""
+def flat(nested: dict, prefix: str = "") -> dict[str, object]:
+    """Every key of `to_dict(config)`, dotted, with its value."""
     found = {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        key = prefix + item.name
-        found |= flat(value, f"{key}.") if is_dataclass(value) else {key: value}
+    for name, value in nested.items():
+        key = prefix + name
+        found |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
     return found
 
 
@@ -258,7 +260,20 @@ def check(config: SFT | DPO) -> None:
     if not config.model.path:
         raise ValueError("model.path is empty: name a model directory, ORG/NAME or GGUF file.")
     if not config.data.path:
-        raise ValueError("data.path is empty: name a JSONL file of training rows.")
+        raise ValueError("data.path is empty: name files, a dataset directory or ORG/NAME.")
+    if config.data.max_length < 2:
+        raise ValueError(
+            f"data.max_length={config.data.max_length}: it must be at least 2, for a token and "
+            "what comes before it."
+        )
+    if not 0 <= config.data.eval_fraction < 1:
+        raise ValueError(
+            f"data.eval_fraction={config.data.eval_fraction}: it must be at least 0 and below 1."
+        )
+    for key in ("checkpoint.every", "checkpoint.keep", "log.every", "log.eval_every"):
+        section, _, name = key.partition(".")
+        if getattr(getattr(config, section), name) < 1:
+            raise ValueError(f"{key} must be at least 1.")
     sides = 2 if own == "pairs" else 1  # both sides of a pair lie in one row
     if config.data.max_length * sides > batch.row_length:
         raise ValueError(
@@ -277,7 +292,9 @@ def to_dict(config) -> dict:
 
 
 def run_dir(config: SFT | DPO) -> Path:
-    return Path(config.run_dir or f"runs/{config.name}")
+    from alignjax.files import location
+
+    return location(config.run_dir or f"runs/{config.name}")
 
 
 def cache_dir(config: SFT | DPO) -> Path:

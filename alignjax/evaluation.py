@@ -12,7 +12,7 @@ from alignjax.data.batches import packed_steps
 from alignjax.data.packing import plan_scoring
 from alignjax.data.tokens import TokenSet
 from alignjax.models.decoder import Decoder
-from alignjax.sharding import place, to_host
+from alignjax.sharding import local_rows, place_rows, to_host
 from alignjax.stages import Stage
 from alignjax.step import score_step
 
@@ -34,10 +34,12 @@ def score(
     result = np.full((len(data), data.sides), np.nan, np.float32)
     plan = plan_scoring(data.lengths(), row_length, rows, ids)
     done = 0
-    for batch in packed_steps(data, plan, rows).read():
-        logps = to_host(score_step(model, place(batch, None, "batch"), compute=compute))
-        real = batch.items[0] > 0
-        result[batch.items[0][real] - 1] = logps[real]
+    steps = packed_steps(data, plan, rows, local=local_rows(rows))
+    for step, batch in enumerate(steps.read()):
+        logps = to_host(score_step(model, place_rows(batch, rows), compute=compute))
+        items = steps.items(step)
+        real = items > 0
+        result[items[real] - 1] = logps[real]
         done += int(real.sum())
         progress(done)
     return result

@@ -1,33 +1,143 @@
-"""Files and directories that appear only when they are whole."""
+"""Files and directories that appear only when they are whole, on a disk or in a bucket."""
 
+import io
 import os
 import shutil
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
+
+def is_remote(path) -> bool:
+    """Whether a path is an object store's, such as gs://bucket/run."""
+    return "://" in os.fspath(path)
+
+
+def location(path: str) -> Path:
+    """A path to work with: the disk's as it is, an object store's through etils.
+
+    Paths of both kinds have the methods of `pathlib.Path`; an object store writes a file whole or
+    not at all, has no directories to rename, and cannot append.
+    """
+    if not is_remote(path):
+        return Path(path)
+    from etils import epath
+
+    return epath.Path(path)
+
 
 @contextmanager
-def whole_directory(target: Path) -> Iterator[Path]:
-    """A directory to fill; it takes its name, replacing an older one, when the block ends well."""
+def naming(target: Path) -> Iterator[None]:
+    """Puts a file's name into an OSError that has none: a write to an open file does not say it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(target)
+        raise
+
+
+@contextmanager
+def whole_directory(target: Path, replace: bool = False) -> Iterator[Path]:
+    """A directory to fill; it takes its name when the block ends well.
+
+    A target that is there by then stays, since another process has made the same one, unless
+    `replace` says that this one is newer.
+    """
+    if is_remote(target):
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+            _copy_up(Path(scratch), target)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove_abandoned(target)
+    partial = _partial(target)
     partial.mkdir()
     try:
-        yield partial
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        with naming(target):
+            yield partial
+        if replace and target.exists():
+            older = partial.with_suffix(".older")
+            target.rename(older)
+            partial.rename(target)
+            shutil.rmtree(older)
+        else:
+            try:
+                partial.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_whole(target: Path, text: str) -> None:
-    """Writes a text file in one step: readers see the old one or the new one."""
+def write_whole(target: Path, content: str | bytes) -> None:
+    """Writes a file in one step: readers see the old one or the new one."""
+    if isinstance(content, str):
+        content = content.encode()
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    if is_remote(target):
+        target.write_bytes(content)
+        return
+    _remove_abandoned(target)
+    partial = _partial(target)
     try:
-        partial.write_text(text, encoding="utf-8")
+        with naming(target):
+            partial.write_bytes(content)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save_array(target: Path, array: np.ndarray) -> None:
+    """Writes a .npy file in one step."""
+    content = io.BytesIO()
+    np.save(content, array)
+    write_whole(target, content.getvalue())
+
+
+def load_array(file: Path) -> np.ndarray:
+    return np.load(io.BytesIO(file.read_bytes()))
+
+
+def remove_directory(target: Path) -> None:
+    """Deletes a directory with all that is in it, if it is there."""
+    if is_remote(target):
+        target.rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.partial")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Deletes what a killed process of this host left of an earlier try."""
+    for left in target.parent.glob(f".{target.name}.{socket.gethostname()}.*.*"):
+        pid = left.suffixes[-2].removeprefix(".")
+        if left.suffix in (".partial", ".older") and pid.isdigit() and not _runs(int(pid)):
+            left.unlink(missing_ok=True) if left.is_file() else shutil.rmtree(left)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def _copy_up(source: Path, target: Path) -> None:
+    """Copies a directory to an object store, its config.json last: without it, it is no model."""
+    files = [file for file in sorted(source.rglob("*")) if file.is_file()]
+    for file in sorted(files, key=lambda file: file.name == "config.json"):
+        goal = target / file.relative_to(source).as_posix()
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("rb") as there, goal.open("wb") as here:
+            shutil.copyfileobj(there, here)

@@ -5,34 +5,42 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-import jax
 import numpy as np
 
 from alignjax import checkpoint, evaluation, metrics, optim
 from alignjax.data.batches import Batch
+from alignjax.files import save_array
 from alignjax.models.decoder import Decoder
+from alignjax.processes import is_first
 from alignjax.progress import clock, phase, say
 from alignjax.run import Baseline, Run
-from alignjax.sharding import place
+from alignjax.sharding import place_rows
 from alignjax.step import State, train_step
+from alignjax.stopping import asked_to_stop
 
 
-def fit(run: Run, state: State, first: int, base: Baseline, manager) -> State:
-    """Trains from step `first` to the plan's end; logs, evaluates and saves on the way.
+def fit(run: Run, state: State, first: int, base: Baseline, manager) -> tuple[State, int]:
+    """Trains from step `first` to the plan's end, or to a signal; gives the last step taken.
 
-    Raises FloatingPointError, the last good state saved, where a loss or gradient is not finite.
+    Logs, evaluates and saves on the way. Raises FloatingPointError, the last good state saved,
+    where a loss or gradient is not finite.
     """
-    config, log = run.config, run.directory / "metrics.jsonl"
-    metrics.cut_back(log, first if first else -1)
-    if not first and base.logps_held_out is not None:
-        zero = evaluation.item_terms(
-            run.stage, base.logps_held_out, base.ref_held_out, run.held_out
-        )
-        metrics.append(log, {"step": 0, "epoch": 0.0, **evaluation.means(zero)})
     total = len(run.steps)
-    if first == total:
-        return state
+    with metrics.writing(run.directory, run.config, first if first else -1) as log:
+        if not first and base.logps_held_out is not None:
+            zero = evaluation.item_terms(
+                run.stage, base.logps_held_out, base.ref_held_out, run.held_out
+            )
+            log.write({"step": 0, "epoch": 0.0, **evaluation.means(zero)})
+        if first == total:
+            return state, first
+        return _steps(run, state, first, base, manager, log)
 
+
+def _steps(
+    run: Run, state: State, first: int, base: Baseline, manager, log: metrics.Log
+) -> tuple[State, int]:
+    config, total = run.config, len(run.steps)
     tx = optim.optimizer(config.optimizer, total)
     rate = optim.schedule(config.optimizer, total)
     useful = run.steps.useful_tokens()
@@ -40,49 +48,77 @@ def fit(run: Run, state: State, first: int, base: Baseline, manager) -> State:
     epoch = np.cumsum([len(run.steps.plan.step_items(i)) for i in range(total)]) / len(run.train)
     batches = replace(run.steps, ref=base.ref_train).read(first)
     static = {"stage": run.stage, "compute": config.compute, "tx": tx}
-    batch = _next(batches)
+    batch = _next(batches, run.rows)
     with phase("compiling the training step"):
         step_fn = train_step.lower(state, batch, np.int32(1), np.int32(0), **static).compile()
 
-    pending, mark, marked = None, time.monotonic(), first
+    pending = None  # a step whose metrics the host has not read
+    mark, marked, waited = time.monotonic(), first, 0.0
+
+    def finish() -> dict:
+        """Reads the pending step's metrics, shows them, and gives the line for the logs."""
+        nonlocal mark, marked, waited
+        done = pending[0] + 1
+        line = _check(run, pending, state, manager)
+        if not _is_due(run, done):
+            update(done, _note(line))
+            return {}
+        now = time.monotonic()
+        line = {"step": done, "epoch": round(float(epoch[done - 1]), 6)} | line
+        line |= {
+            "learning_rate": float(rate(done - 1)),
+            "num_tokens": int(seen[done - 1]),
+            "tokens_per_second": float(useful[marked:done].sum() / (now - mark)),
+            "data_wait": waited / (now - mark),
+        }
+        mark, marked, waited = now, done, 0.0
+        spent = now - started
+        say(_line(line, total, clock(spent / (done - first) * (total - done))))
+        update(done, _note(line))
+        return line
+
     started = time.monotonic()
-    with phase("training", total) as update:
+    with phase("training", total) as update, asked_to_stop() as asked:
         for index in range(first, total):
             micro = np.int32(run.steps.micro_batches(index))
             state, now = step_fn(state, batch, micro, np.int32(index))
-            batch = _next(batches) if index + 1 < total else None
-            if pending:  # one step late: the device works on while the host reads
-                _check(run, pending, state, manager)
-                update(index, _note(pending[1]))
-            pending = (index, now)
             done = index + 1
-            due = done % config.log.every == 0 or done == total
-            evaluating = bool(run.held_out) and (done % config.log.eval_every == 0 or done == total)
-            saving = done % config.checkpoint.every == 0 or done == total
-            if not (due or evaluating or saving):
+            if done < total:
+                before = time.monotonic()
+                batch = _next(batches, run.rows)
+                waited += time.monotonic() - before
+            if pending:  # one step late: the device works on while the host reads
+                log.write(finish())
+            pending = (index, now)
+            stopping = asked(done)
+            evaluating = _evaluates(run, done)
+            saving = stopping or done % config.checkpoint.every == 0 or done == total
+            if not (evaluating or saving):
                 continue
-            line = _check(run, pending, state, manager)
-            seconds = time.monotonic() - mark
-            line = {"step": done, "epoch": round(float(epoch[index]), 6)} | line
-            line |= {
-                "learning_rate": float(rate(index)),
-                "num_tokens": int(seen[index]),
-                "tokens_per_second": float(useful[marked:done].sum() / seconds),
-            }
-            spent = time.monotonic() - started
-            eta = clock(spent / (done - first) * (total - done))
-            say(_line(line, total, eta))
-            update(done, _note(line))
+            line, pending = finish(), None
             held_out = {}
             if evaluating:
                 held_out = evaluate(run, state.model, done, base)
                 say("  held out: " + _numbers(held_out))
-            if jax.process_index() == 0:
-                metrics.append(log, line | held_out)
+            log.write(line | held_out)
             if saving:
+                log.flush()
                 checkpoint.save(manager, state, done, config, held_out or None)
-            mark, marked = time.monotonic(), done
-    return state
+            mark, marked, waited = time.monotonic(), done, 0.0
+            if stopping:
+                break
+    return state, done
+
+
+def _evaluates(run: Run, done: int) -> bool:
+    every = run.config.log.eval_every
+    return bool(run.held_out) and (done % every == 0 or done == len(run.steps))
+
+
+def _is_due(run: Run, done: int) -> bool:
+    """Whether a step has a line of its own: a matter of its number, not of when a run stopped."""
+    every = run.config.log.every
+    return done % every == 0 or done == len(run.steps) or _evaluates(run, done)
 
 
 def evaluate(run: Run, model: Decoder, step: int, base: Baseline) -> dict[str, float]:
@@ -97,16 +133,14 @@ def evaluate(run: Run, model: Decoder, step: int, base: Baseline) -> dict[str, f
             config.compute,
             progress=update,
         )
-    if jax.process_index() == 0:
-        file = run.directory / "eval" / f"step-{step}.npy"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, logps)
+    if is_first():
+        save_array(run.directory / "eval" / f"step-{step}.npy", logps)
     terms = evaluation.item_terms(run.stage, logps, base.ref_held_out, run.held_out)
     return evaluation.means(terms)
 
 
-def _next(batches: Iterator[Batch]) -> Batch:
-    return place(next(batches), None, "batch")
+def _next(batches: Iterator[Batch], rows: int) -> Batch:
+    return place_rows(next(batches), rows)
 
 
 def _check(run: Run, pending, state: State, manager) -> dict[str, float]:
@@ -116,10 +150,10 @@ def _check(run: Run, pending, state: State, manager) -> dict[str, float]:
     if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
         return values
     good = int(state.step)
-    manager.wait_until_finished()
+    checkpoint.wait(manager, state)
     if manager.latest_step() != good:
         checkpoint.save(manager, state, good, run.config, None)
-        manager.wait_until_finished()
+        checkpoint.wait(manager, state)
     ids = np.sort(run.steps.plan.step_items(index))
     config = run.config
     logps = evaluation.score(
@@ -127,12 +161,11 @@ def _check(run: Run, pending, state: State, manager) -> dict[str, float]:
     )
     bad = ids[~np.isfinite(logps[ids]).all(1)]
     which = "of these are not finite" if len(bad) else "all look finite one by one; the step held"
-    lines = ", ".join(str(run.train.lines[i]) for i in (bad if len(bad) else ids))
+    places = ", ".join(run.train.place(i) for i in (bad if len(bad) else ids))
     raise FloatingPointError(
         f"step {index + 1}: loss {values['loss']}, grad_norm {values['grad_norm']}; the "
-        f"{run.stage.unit} ({which}): lines {lines} of {run.train.file}. The weights after step "
-        f"{good} are saved in {run.directory / 'checkpoints'}; mend the data or lower "
-        "optimizer.learning_rate."
+        f"{run.stage.unit} ({which}): {places}. The weights after step {good} are saved in "
+        f"{run.directory / 'checkpoints'}; mend the data or lower optimizer.learning_rate."
     )
 
 

@@ -1,7 +1,55 @@
-"""metrics.jsonl: one line a step, in the names users know."""
+"""metrics.jsonl: one line a step, in the names users know; TensorBoard and wandb beside it."""
 
+import errno
 import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
+
+from alignjax import config as configs
+from alignjax.files import is_remote, naming, write_whole
+from alignjax.processes import is_first
+
+# What depends on the clock: all else is equal in a run that was killed and resumed.
+TIME_FIELDS = ("tokens_per_second", "data_wait")
+
+_FLUSH_SECONDS = 5  # between writes of TensorBoard's file
+
+
+class Log(NamedTuple):
+    write: Callable[[dict], None]  # takes a line of metrics; an empty one is passed over
+    flush: Callable[[], None]  # after it, the lines so far outlive the process
+
+
+@contextmanager
+def writing(directory: Path, config: configs.SFT | configs.DPO, step: int) -> Iterator[Log]:
+    """Goes on behind the line of a step (-1: anew) in every log of a run directory.
+
+    Processes other than the first write nothing.
+    """
+    if not is_first():
+        yield Log(lambda line: None, lambda: None)
+        return
+    file = directory / "metrics.jsonl"
+    cut_back(file, step)
+    with _lines(file) as lines, _tensorboard(directory, step) as scalars:
+        logs = [lines, scalars]
+        if config.wandb:
+            logs.append(_wandb(directory, config))
+
+        def write(line: dict) -> None:
+            for log in logs if line else []:
+                log.write(line)
+
+        def flush() -> None:
+            for log in logs:
+                log.flush()
+
+        yield Log(write, flush)
 
 
 def cut_back(file: Path, step: int) -> None:
@@ -13,13 +61,91 @@ def cut_back(file: Path, step: int) -> None:
         if not line.endswith("\n") or json.loads(line)["step"] > step:
             break
         kept.append(line)
-    file.write_text("".join(kept), encoding="utf-8")
-
-
-def append(file: Path, line: dict) -> None:
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line) + "\n")
+    write_whole(file, "".join(kept))
 
 
 def read(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@contextmanager
+def _lines(file: Path) -> Iterator[Log]:
+    """Appends to metrics.jsonl; an object store, which cannot append, is written on `flush`."""
+    if is_remote(file):
+        lines = [file.read_text()] if file.exists() else []
+        log = Log(
+            lambda line: lines.append(json.dumps(line) + "\n"),
+            lambda: write_whole(file, "".join(lines)),
+        )
+        yield log
+        log.flush()
+        return
+    with file.open("ab", buffering=0) as out:  # nothing is held back that closing could fail on
+
+        def write(line: dict) -> None:
+            text = json.dumps(line).encode() + b"\n"
+            with naming(file):
+                if out.write(text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        yield Log(write, lambda: None)
+
+
+@contextmanager
+def _tensorboard(directory: Path, step: int) -> Iterator[Log]:
+    """Scalars under `tensorboard/`; those after `step` are purged, as in metrics.jsonl.
+
+    tensorboardX's own SummaryWriter writes from a thread, where nobody hears of a full disk.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
+
+    target = directory / "tensorboard"
+    target.mkdir(parents=True, exist_ok=True)
+    out = EventsWriter(os.fspath(target / "events"), f".{time.time_ns()}")  # a file of its own
+    flushed = time.monotonic()
+
+    def write(line: dict) -> None:
+        nonlocal flushed
+        now = {"wall_time": time.time(), "step": line["step"]}
+        with naming(target):
+            for name, value in line.items():
+                if name != "step":
+                    out.write_event(Event(**now, summary=scalar(name, value)))
+            if time.monotonic() - flushed > _FLUSH_SECONDS:
+                out.flush()
+                flushed = time.monotonic()
+
+    def flush() -> None:
+        with naming(target):
+            out.flush()
+
+    start = SessionLog(status=SessionLog.START)
+    out.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+    try:
+        yield Log(write, flush)
+    finally:
+        with suppress(OSError):  # what was saved is flushed; the rest is written again
+            out.close()
+
+
+def _wandb(directory: Path, config: configs.SFT | configs.DPO) -> Log:
+    """A run of Weights & Biases that a resumed run goes on with; its settings are WANDB_*."""
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(
+            'wandb is not installed: pip install "alignjax[wandb]", or leave out --wandb.'
+        ) from None
+    known = directory / "wandb_id"
+    if not known.is_file():
+        write_whole(known, uuid.uuid4().hex)
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "alignjax"),
+        name=config.name,
+        id=known.read_text(encoding="utf-8"),
+        resume="allow",
+        config=configs.to_dict(config),
+    )
+    return Log(lambda line: run.log(line, step=line["step"]), lambda: None)

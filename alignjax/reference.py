@@ -12,8 +12,12 @@ import numpy as np
 from alignjax.config import Compute
 from alignjax.data.tokens import TokenSet
 from alignjax.evaluation import score
+from alignjax.files import load_array, save_array, write_whole
 from alignjax.models.decoder import Decoder
+from alignjax.processes import from_first, is_first
 from alignjax.weights.source import leaf_name
+
+CHUNK = 4096  # items scored between two saves
 
 
 def fingerprint(model: Decoder) -> str:
@@ -56,28 +60,33 @@ def reference_logps(
     """Log-probs [items, S] under the reference, for all items or those of `ids`; others are NaN.
 
     Kept under a fingerprint of the weights, the tokens and the dtype, looked up by item number, and
-    added to where a later run needs items that earlier ones did not.
+    added to where a later run needs items that earlier ones did not. Items are scored and saved in
+    chunks that depend on their numbers alone, so what is left after a kill packs as it would have.
     """
-    about = {"weights": weights, "tokens": data.key, "dtype": compute.dtype, "version": 1}
+    about = {"weights": weights, "tokens": data.key, "dtype": compute.dtype, "version": 2}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     file = cache / "reference" / f"{key}.npy"
     known = np.full((len(data), data.sides), np.nan, np.float32)
-    if file.is_file():
-        known = np.load(file)
-        if known.shape != (len(data), data.sides):
-            raise ValueError(
-                f"{file}: it holds log-probs of {known.shape}, but the data are "
-                f"{(len(data), data.sides)}; delete the file."
-            )
+    if is_first() and file.is_file():
+        known = load_array(file)
+    known = from_first(known)
+    if known.shape != (len(data), data.sides):
+        raise ValueError(
+            f"{file}: it holds log-probs of {known.shape}, but the data are "
+            f"{(len(data), data.sides)}; delete the file."
+        )
     wanted = np.arange(len(data)) if ids is None else np.unique(ids)
     missing = wanted[np.isnan(known[wanted]).any(1)]
-    if len(missing):
-        fresh = score(model, data, row_length, rows, compute, missing, progress)
-        known[missing] = fresh[missing]
-        if jax.process_index() == 0:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial.npy")
-            np.save(partial, known)
-            partial.replace(file)
-            file.with_suffix(".json").write_text(json.dumps(about, indent=2))
+    done = len(wanted) - len(missing)
+    for chunk in np.split(missing, np.flatnonzero(np.diff(missing // CHUNK)) + 1):
+        if not len(chunk):
+            break
+        fresh = score(
+            model, data, row_length, rows, compute, chunk, lambda n, done=done: progress(done + n)
+        )
+        known[chunk] = fresh[chunk]
+        done += len(chunk)
+        if is_first():
+            write_whole(file.with_suffix(".json"), json.dumps(about, indent=2))
+            save_array(file, known)
     return known

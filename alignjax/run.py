@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,13 +13,17 @@ from alignjax import evaluation, reference
 from alignjax.data.batches import PackedSteps, packed_steps
 from alignjax.data.chat import load_tokenizer
 from alignjax.data.packing import plan_training
+from alignjax.data.summary import show_rows
 from alignjax.data.tokens import TokenSet, token_set
-from alignjax.files import whole_directory
+from alignjax.files import load_array, remove_directory, whole_directory
 from alignjax.models.decoder import Decoder
+from alignjax.processes import in_turn, is_first, on_first
 from alignjax.progress import phase, say
-from alignjax.sharding import axis_size, check_divides
+from alignjax.resume import check_length, check_settings, record
+from alignjax.sharding import axis_size, check_divides, local_rows
 from alignjax.stages import Stage, stage_of
 from alignjax.weights.fetch import open_model
+from alignjax.weights.safetensors import save_companions
 from alignjax.weights.source import Source, decoder_config
 
 
@@ -57,49 +62,71 @@ class Baseline:
     logps_held_out: np.ndarray | None  # of the model before its first step
 
 
-def prepare(config: configs.SFT | configs.DPO) -> Run:
-    """Opens the model, tokenizes, and plans every step; prints what will be trained."""
+def prepare(config: configs.SFT | configs.DPO, step: int) -> Run:
+    """Opens the model, tokenizes, and plans every step; prints what will be trained.
+
+    `step` is where the run directory stands. A directory in which nothing is saved yet is begun
+    anew where the settings have changed; otherwise ValueError says what differs.
+    """
     stage = stage_of(config)
-    cache = configs.cache_dir(config)
+    cache, directory = configs.cache_dir(config), configs.run_dir(config)
+    on_first(lambda: check_settings(config, directory, step))
     with phase(f"opening {config.model.path}"):
-        source = open_model(config.model.path, cache)
+        source = in_turn(lambda: open_model(config.model.path, cache))
         check_divides(decoder_config(source).dimensions())
         tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)
-    data = []
-    for held_out in (False, True):
+
+    def tokenized(held_out: bool) -> TokenSet:
         with phase("tokenizing " + ("held-out rows" if held_out else "training rows")) as update:
-            data.append(
-                token_set(
-                    config.data,
-                    stage.name,
-                    held_out,
-                    tokenizer,
-                    source.tokenizer_dir,
-                    cache,
-                    update,
-                )
+            return token_set(
+                config.data, stage.name, held_out, tokenizer, source.tokenizer_dir, cache, update
             )
-    train, held_out = data
+
+    train, held_out = (in_turn(partial(tokenized, held_out)) for held_out in (False, True))
+    show_rows(config, directory, {"training": train, "held out": held_out})
     if not len(train):
         raise ValueError(
-            f"{train.file}: no row is left to train on with data.split={config.data.split!r} "
-            f"(dropped: {train.dropped or 'none'})."
+            f"{config.data.path}: no row is left to train on; the table above says where they went."
+        )
+    if config.data.eval_path and not len(held_out):
+        raise ValueError(
+            f"{config.data.eval_path}: no row is left to evaluate on; the table above says where "
+            "they went."
+        )
+    if config.checkpoint.best and not len(held_out):
+        raise ValueError(
+            f"checkpoint.best={config.checkpoint.best!r}: no row is held out, so there is nothing "
+            "to measure; set data.eval_path or data.eval_fraction."
         )
     plan = plan_training(train.lengths(), config.batch, config.seed)
+    on_first(lambda: check_length(config, directory, step, plan, train.lengths()))
+    if not step:
+        on_first(lambda: _begin(config, directory, source))
     rows = config.batch.rows_per_device * axis_size("batch")
     run = Run(
         config,
         stage,
-        configs.run_dir(config),
+        directory,
         source,
         tokenizer,
         train,
         held_out if len(held_out) else None,
-        packed_steps(train, plan, rows),
+        packed_steps(train, plan, rows, local=local_rows(rows)),
         rows,
     )
     _describe(run)
     return run
+
+
+def _begin(config: configs.SFT | configs.DPO, directory: Path, source: Source) -> None:
+    """Records what is trained; clears what a start under other settings left."""
+    file = directory / "config.json"
+    if file.is_file() and json.loads(file.read_text()) != configs.to_dict(config):
+        for name in ("baseline", "samples", "eval", "tensorboard"):
+            remove_directory(directory / name)
+    record(config, directory)
+    if not (directory / "model").is_dir():
+        save_companions(source, directory / "model")
 
 
 def _describe(run: Run) -> None:
@@ -109,11 +136,8 @@ def _describe(run: Run) -> None:
     fill = useful.sum() / (rows.sum() * plan.row_length)
     items = [len(plan.step_items(i)) for i in range(len(plan))]
     epochs = sum(items) / len(run.train)
-    dropped = sum(n for reason, n in run.train.dropped.items() if "kept" not in reason)
     say(
-        f"{run.stage.name}: {len(run.train)} {run.stage.unit} to train on "
-        f"({len(run.train) / (len(run.train) + dropped):.1%} of the data"
-        f"{''.join(f'; {n} {why}' for why, n in run.train.dropped.items())}), "
+        f"{run.stage.name}: {len(run.train)} {run.stage.unit} to train on, "
         f"{len(run.held_out) if run.held_out else 0} held out"
     )
     say(
@@ -147,8 +171,8 @@ def baseline(run: Run, model: Decoder) -> Baseline:
         with phase("scoring held-out rows", len(run.held_out)) as update:
             logps = evaluation.score(model, run.held_out, *score_args, progress=update)
     found = Baseline(ref_train, ref_held_out, logps)
-    if jax.process_index() == 0:
-        with whole_directory(_baseline_dir(run)) as partial:
+    if is_first():
+        with whole_directory(_baseline_dir(run), replace=True) as partial:
             for name, array in vars(found).items():
                 if array is not None:
                     np.save(partial / f"{name}.npy", array)
@@ -156,17 +180,24 @@ def baseline(run: Run, model: Decoder) -> Baseline:
     return found
 
 
+def is_complete(run: Run, base: Baseline | None) -> bool:
+    """Whether a baseline has all that the run needs; a longer run may need more of it."""
+    if base is None or not run.stage.needs_reference:
+        return base is not None
+    return not np.isnan(base.ref_train[np.unique(run.steps.plan.items)]).any()
+
+
 def stored_baseline(run: Run) -> Baseline | None:
     """The baseline that an earlier start of this run kept, or None."""
     directory = _baseline_dir(run)
-    if not directory.is_dir():
+    if not on_first(lambda: (directory / "tokens.json").is_file()):
         return None
     if json.loads((directory / "tokens.json").read_text()) != _token_keys(run):
         raise ValueError(
             f"{run.directory}: it belongs to a run on other data; choose another --run_dir, or "
             "delete it."
         )
-    arrays = {file.stem: np.load(file) for file in directory.glob("*.npy")}
+    arrays = {file.stem: load_array(file) for file in directory.glob("*.npy")}
     return Baseline(*(arrays.get(name) for name in Baseline.__dataclass_fields__))
 
 

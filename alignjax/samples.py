@@ -1,6 +1,7 @@
 """Answers to held-out prompts, before and after training."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -10,19 +11,25 @@ from alignjax.data.tokens import examples
 from alignjax.files import write_whole
 from alignjax.generation.native import generate
 from alignjax.models.decoder import Decoder
+from alignjax.processes import is_first, on_first
 from alignjax.progress import phase
 from alignjax.rules import follows
 from alignjax.run import Run
 
 
+def stored(run: Run, step: int) -> list[dict] | None:
+    """The answers that an earlier start of this run kept, [] where none are asked for, or None."""
+    if not run.config.samples.prompts:
+        return []
+    file = _file(run, step)
+    return on_first(lambda: json.loads(file.read_text("utf-8")) if file.is_file() else None)
+
+
 def sample(run: Run, model: Decoder, step: int) -> list[dict]:
-    """Answers `samples.prompts` held-out prompts; kept in the run directory, and read from there.
+    """Answers `samples.prompts` held-out prompts; kept in the run directory.
 
     Each is {prompt, answer} and, where the row names a rule, whether the answer follows it.
     """
-    file = run.directory / "samples" / f"step-{step}.json"
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
     wanted = run.config.samples
     found = [
         (example, prompt)
@@ -55,8 +62,13 @@ def sample(run: Run, model: Decoder, step: int) -> list[dict]:
             row = example.row
             line |= {"rule": row["rule"], "follows": follows(row["rule"], row["rule_value"], text)}
         result.append(line)
-    write_whole(file, json.dumps(result, indent=1, ensure_ascii=False))
+    if is_first():
+        write_whole(_file(run, step), json.dumps(result, indent=1, ensure_ascii=False))
     return result
+
+
+def _file(run: Run, step: int) -> Path:
+    return run.directory / "samples" / f"step-{step}.json"
 
 
 def _prompt(side: Side) -> list[dict]:

@@ -76,13 +76,40 @@ def check_divides(dimensions: dict[str, tuple[int, str]]) -> None:
 def place(tree, *axes: str | None):
     """Puts host arrays on the mesh, their leading dimensions split as the logical `axes` say.
 
-    Every process passes the same global arrays and keeps its own part.
+    Every process passes the same whole arrays and keeps its own part.
     """
     sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec(*axes))
 
     def put(array):
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree)
+
+
+def local_rows(rows: int) -> np.ndarray:
+    """Which of a micro-batch's rows lie on this process's devices, int64, ascending."""
+    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec("batch"))
+    slices = [index[0] for index in sharding.addressable_devices_indices_map((rows,)).values()]
+    return np.unique(np.concatenate([np.arange(rows)[part] for part in slices]))
+
+
+def place_rows(tree, rows: int):
+    """Puts micro-batches [A, rows, ...] on the mesh, split by rows.
+
+    A process passes [A, local, ...], the rows that `local_rows(rows)` names, and no others.
+    """
+    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec(None, "batch"))
+    held = local_rows(rows)
+
+    def put(array):
+        def part(index):
+            start, end, _ = index[1].indices(rows)
+            at = np.searchsorted(held, start)
+            return array[:, at : at + end - start]
+
+        shape = (array.shape[0], rows, *array.shape[2:])
+        return jax.make_array_from_callback(shape, sharding, part)
 
     return jax.tree.map(put, tree)
 

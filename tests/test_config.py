@@ -62,8 +62,10 @@ def help_entries(text: str) -> dict[str, str]:
     """Each key of a help text with the words behind it, boxes and line breaks taken out."""
     lines = [line for line in text.splitlines() if line.startswith("│")]
     words = " ".join(" ".join(lines).replace("│", " ").split())
-    parts = re.split(r"--([a-z0-9_.-]+) (?:STR|INT|FLOAT|\{[^}]*\}) ", words)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+    parts = re.split(r"--([a-z0-9_.-]+) (?:(?:STR|INT|FLOAT|\{[^}]*\}) )?", words)
+    entries = dict(zip(parts[1::2], parts[2::2], strict=True))
+    del entries["help"]
+    return entries
 
 
 def children_cpu_seconds() -> float:
@@ -168,7 +170,8 @@ def test_an_ill_typed_value_exits_with_2(argument, said, capsys):
         (
             ["--config=sft_smollm2", "--beta=0.1"],
             "--beta: there is no such key; there are batch.*, checkpoint.*, compute.*, data.*, "
-            "export.*, log.*, mesh.*, model.*, name, optimizer.*, run_dir, samples.*, seed.",
+            "export.*, log.*, mesh.*, model.*, name, optimizer.*, run_dir, samples.*, "
+            "seed, wandb.",
         ),
     ],
 )
@@ -217,7 +220,7 @@ def test_no_config_says_which_there_are():
         ),
         (
             dataclasses.replace(RUNNABLE, data=Data()),
-            "data.path is empty: name a JSONL file of training rows.",
+            "data.path is empty: name files, a dataset directory or ORG/NAME.",
         ),
         (
             dataclasses.replace(

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import mesh, tiny_config
+from conftest import mesh, tiny_config, tokens_of
 
 from alignjax import evaluation, reference
 from alignjax.config import DPO, Compute
@@ -21,7 +21,7 @@ def pairs(count: int = 9, seed: int = 0) -> TokenSet:
     trained = np.concatenate([np.arange(n) >= n // 2 for n in lengths])
     tokens = rng.integers(3, 128, lengths.sum()).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return TokenSet(tokens, trained, offsets, np.arange(1, count + 1), 2, f"k{seed}", "f", {})
+    return tokens_of(tokens, trained, offsets, 2, f"k{seed}")
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_the_interval_matches_the_normal_approximation():
 
 def test_longer_wins_counts_ties_half():
     offsets = np.array([0, 4, 6, 8, 12, 15, 18])
-    data = TokenSet(np.zeros(18), np.ones(18, bool), offsets, np.arange(3), 2, "k", "f", {})
+    data = tokens_of(np.zeros(18), np.ones(18, bool), offsets, 2)
     assert evaluation.longer_wins(data) == pytest.approx(0.5)  # one right, one wrong, one tie
 
 

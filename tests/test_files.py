@@ -1,11 +1,15 @@
-"""Files and directories that are whole or not there, and metrics cut back for a resumed run."""
+"""Files and directories that are whole or not there, on a disk and in a bucket."""
 
-import json
+import os
+import socket
+import subprocess
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from alignjax import metrics
-from alignjax.files import whole_directory, write_whole
+from alignjax import files
+from alignjax.files import load_array, save_array, whole_directory, write_whole
 
 
 def names(directory) -> list[str]:
@@ -26,7 +30,7 @@ def test_directory_takes_its_name_at_the_end(tmp_path):
 def test_directory_replaces_an_older_one_whole(tmp_path):
     target = tmp_path / "b"
     for name in ("old", "new"):
-        with whole_directory(target) as partial:
+        with whole_directory(target, replace=True) as partial:
             (partial / name).write_text(name)
     assert names(target) == ["new"]
     assert names(tmp_path) == ["b"]
@@ -51,10 +55,41 @@ def test_directory_keeps_the_older_one_on_an_exception(tmp_path):
     assert (names(tmp_path), names(target)) == (["b"], ["old"])
 
 
-def test_directory_starts_empty_after_a_killed_try(tmp_path):
+def test_directory_that_another_process_finished_meanwhile_stays(tmp_path):
     target = tmp_path / "b"
+    with whole_directory(target) as mine:
+        (mine / "mine").write_text("1")
+        target.mkdir()
+        (target / "theirs").write_text("1")
+    assert (names(tmp_path), names(target)) == (["b"], ["theirs"])
+
+
+def dead_pid() -> int:
+    with subprocess.Popen(["true"]) as process:
+        pass
+    return process.pid
+
+
+@pytest.mark.parametrize("kind", ["partial", "older"])
+def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path, kind):
+    target = tmp_path / "b"
+    host = socket.gethostname()
+    dead = tmp_path / f".b.{host}.{dead_pid()}.{kind}"
+    kept = [f".b.{host}.{os.getppid()}.{kind}", f".b.elsewhere.{dead_pid()}.{kind}", ".b.x.partial"]
+    for name in [dead.name, *kept]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "stale").write_text("1")
+    file = tmp_path / f".f.{host}.{dead_pid()}.{kind}"
+    file.write_text("1")
     with whole_directory(target) as partial:
-        leftover = partial
+        (partial / "x").write_text("1")
+    write_whole(tmp_path / "f", "1")
+    assert (names(tmp_path), names(target)) == (sorted([*kept, "b", "f"]), ["x"])
+
+
+def test_directory_starts_empty_after_a_killed_try_of_the_same_pid(tmp_path):
+    target = tmp_path / "b"
+    leftover = files._partial(target)
     leftover.mkdir()
     (leftover / "stale").write_text("1")
     with whole_directory(target) as partial:
@@ -75,15 +110,14 @@ def test_write_whole_never_shows_half_a_text(tmp_path, monkeypatch):
     target = tmp_path / "f.json"
     write_whole(target, "old")
     seen = []
-    path_type = type(target)
-    original = path_type.write_text
+    original = Path.write_bytes
 
-    def write_text(path, text, **options):
-        original(path, text[:1], **options)
+    def write_bytes(path, content):
+        original(path, content[:1])
         seen.append(target.read_text())
-        return original(path, text, **options)
+        return original(path, content)
 
-    monkeypatch.setattr(path_type, "write_text", write_text)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     write_whole(target, "new")
     assert (seen, target.read_text()) == (["old"], "new")
 
@@ -97,51 +131,35 @@ def test_write_whole_keeps_the_older_text_and_leaves_nothing_behind(tmp_path):
     assert names(tmp_path) == ["f.json"]
 
 
-# metrics.jsonl
+def test_an_array_is_read_back(tmp_path):
+    array = np.array([[1.5, np.nan], [-0.0, 3]], np.float32)
+    save_array(tmp_path / "a" / "x.npy", array)
+    assert load_array(tmp_path / "a" / "x.npy").tobytes() == array.tobytes()
+    assert np.load(tmp_path / "a" / "x.npy").tobytes() == array.tobytes()
 
 
-def lines(*steps: int) -> str:
-    return "".join(json.dumps({"step": step, "loss": step / 4}) + "\n" for step in steps)
+def test_a_directory_for_an_object_store_arrives_with_its_config_last(tmp_path, monkeypatch):
+    order = []
+    original = files.shutil.copyfileobj
+
+    def copy(there, here):
+        order.append(Path(here.name).relative_to(tmp_path / "bucket").as_posix())
+        original(there, here)
+
+    monkeypatch.setattr(files, "is_remote", lambda path: "bucket" in str(path))
+    monkeypatch.setattr(files.shutil, "copyfileobj", copy)
+    with whole_directory(tmp_path / "bucket") as partial:
+        for name in ("z", "config.json", "a"):
+            (partial / name).write_text(name)
+        (partial / "deep").mkdir()
+        (partial / "deep" / "y").write_text("y")
+        assert not (tmp_path / "bucket").exists()
+    assert order == ["a", "deep/y", "z", "config.json"]
+    assert (tmp_path / "bucket" / "deep" / "y").read_text() == "y"
 
 
-@pytest.mark.parametrize(
-    ("before", "step", "after"),
-    [
-        (lines(0, 1, 2, 3), 2, lines(0, 1, 2)),
-        (lines(0, 1, 2, 3), 3, lines(0, 1, 2, 3)),
-        (lines(0, 1, 2, 3), 9, lines(0, 1, 2, 3)),
-        (lines(0, 1, 2, 3), 0, lines(0)),
-        (lines(1, 2), 0, ""),
-        (lines(5, 10, 15, 20), 12, lines(5, 10)),
-        (lines(0, 1, 1, 2), 1, lines(0, 1, 1)),  # a step's metrics and its evaluation
-        (lines(0, 1, 2) + '{"step": 3, "lo', 9, lines(0, 1, 2)),
-        (lines(0, 1) + '{"step": 2}', 9, lines(0, 1)),  # whole JSON, its newline cut off
-        ('{"st', 9, ""),
-        ("", 9, ""),
-    ],
-)
-def test_cut_back(tmp_path, before, step, after):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text(before)
-    metrics.cut_back(file, step)
-    assert file.read_text() == after
-
-
-def test_cut_back_makes_no_file(tmp_path):
-    metrics.cut_back(tmp_path / "metrics.jsonl", 3)
-    assert names(tmp_path) == []
-
-
-def test_a_resumed_run_repeats_no_line(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    for step in range(5):
-        metrics.append(file, {"step": step, "loss": 1.0, "note": "a\u2028b\nc"})
-    with file.open("a") as out:
-        out.write('{"step": 5, "lo')
-    metrics.cut_back(file, 3)
-    for step in (4, 5):
-        metrics.append(file, {"step": step, "loss": 0.5, "note": ""})
-    read = metrics.read(file)
-    assert [line["step"] for line in read] == [0, 1, 2, 3, 4, 5]
-    assert [line["loss"] for line in read] == [1.0] * 4 + [0.5] * 2
-    assert read[0]["note"] == "a\u2028b\nc"
+def test_location_tells_a_disk_from_a_bucket(tmp_path):
+    assert type(files.location(str(tmp_path))) is type(tmp_path)
+    there = files.location("gs://bucket/run")
+    assert files.is_remote(there) and not files.is_remote(tmp_path)
+    assert os.fspath(there / "a.json") == "gs://bucket/run/a.json"

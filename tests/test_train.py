@@ -11,49 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny_config, write_model, write_pairs
+from running import ROOT, arguments, environment, launch, metrics_of, untimed
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).resolve().parents[1]
 PAIRS, HELD_OUT, PER_STEP = 40, 12, 4
 STEPS = 2 * PAIRS // PER_STEP
-
-
-def environment(cache: Path, devices: int = 1) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    more = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "ALIGNJAX_CACHE": str(cache)}
-    return {**os.environ, **more}
-
-
-def arguments(tmp_path: Path, run: str, *overrides: str, stage: str = "dpo") -> list[str]:
-    config = tmp_path / f"{stage}.py"
-    config.write_text(f"from alignjax.config import {stage.upper()}\nconfig = {stage.upper()}()\n")
-    unit = "pairs" if stage == "dpo" else "sequences"
-    return [
-        *(sys.executable, "-m", "alignjax.train", f"--config={config}"),
-        *(f"--run-dir={tmp_path / run}", f"--model.path={tmp_path / 'model'}"),
-        *(f"--data.path={tmp_path / 'rows.jsonl'}", "--data.max-length=128"),
-        *(f"--batch.{unit}={PER_STEP}", "--batch.row-length=256", "--batch.epochs=2"),
-        *("--compute.dtype=float32", "--optimizer.learning-rate=1e-3"),
-        *("--checkpoint.every=3", "--log.eval-every=10", *overrides),
-    ]
-
-
-def launch(command: list[str], env, check: bool = True) -> subprocess.CompletedProcess:
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def metrics_of(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def untimed(run: Path) -> list[dict]:
-    return [
-        {name: value for name, value in line.items() if name != "tokens_per_second"}
-        for line in metrics_of(run)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +56,7 @@ def test_a_run_leaves_what_it_promises(prepared):
 
 def test_the_screen_says_what_is_trained_and_what_came_of_it(prepared):
     text = (prepared / "whole.log").read_text()
-    assert "dpo: 40 pairs to train on (100.0% of the data), 12 held out" in text
+    assert "dpo: 40 pairs to train on, 12 held out" in text
     assert "a step: 4.0 pairs" in text and "20 steps, 2.00 epochs" in text and "fill" in text
     for phrase in ("loading weights", "compiling", "step 20/20", "ETA", "held-out preference"):
         assert phrase in text
@@ -137,9 +99,11 @@ def test_eight_devices_train_as_one(prepared):
         assert one == pytest.approx(many, rel=2e-3, abs=2e-5)
 
 
-def test_sft_lowers_the_held_out_loss_and_keeps_the_best(prepared):
+@pytest.fixture(scope="module")
+def conversations(prepared) -> tuple[Path, str]:
+    """An SFT run on the chosen sides and two bad rows; its directory, and what it printed."""
     overrides = ("--data.train-on=last", "--checkpoint.best=eval_loss:max", "--checkpoint.keep=1")
-    overrides += ("--log.eval-every=3",)
+    overrides += ("--log.eval-every=3", "--data.on-bad-row=skip")
     overrides += ("--samples.prompts=2", "--samples.max-tokens=4")
     rows = [json.loads(line) for line in (prepared / "rows.jsonl").read_text().splitlines()]
     with (prepared / "sft.jsonl").open("w") as out:
@@ -148,33 +112,55 @@ def test_sft_lowers_the_held_out_loss_and_keeps_the_best(prepared):
             told = {"role": "assistant", "content": row["chosen"]}
             row = {"messages": [asked, told], "split": row["split"]}
             out.write(json.dumps(row) + "\n")
+        out.write('{"messages": [], "split": "train"}\n{"messages"\n')
     more = (f"--data.path={prepared / 'sft.jsonl'}", *overrides)
-    text = launch(
-        arguments(prepared, "sft-run", *more, stage="sft"), environment(prepared / "cache")
-    ).stdout
-    lines = metrics_of(prepared / "sft-run")
+    command = arguments(prepared, "sft-run", *more, stage="sft")
+    return prepared / "sft-run", launch(command, environment(prepared / "cache")).stdout
+
+
+def test_sft_lowers_the_held_out_loss_and_keeps_the_best(conversations):
+    run, text = conversations
+    lines = metrics_of(run)
     assert lines[-1]["eval_loss"] < lines[0]["eval_loss"]
     saved = {line["step"]: line["eval_loss"] for line in lines[1:] if "eval_loss" in line}
     highest = max(saved, key=saved.get)  # "best" by the end that the last step is not
-    names = {p.name for p in (prepared / "sft-run/checkpoints").iterdir() if p.name.isdigit()}
+    names = {p.name for p in (run / "checkpoints").iterdir() if p.name.isdigit()}
     assert names == {str(highest), str(STEPS)} and highest != STEPS
     assert "held-out loss" in text and text.count("before  ") == 2
 
 
-def refusal(root: Path, *overrides: str) -> str:
-    done = launch(arguments(root, "refused", *overrides), environment(root / "cache"), check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    return done.stderr.strip().splitlines()[-1]
+def test_bad_rows_that_are_passed_over_are_counted_and_listed(prepared, conversations):
+    run, text = conversations
+    table = {}
+    for line in text.splitlines():
+        if line.startswith("│") and line.count("│") == 4:
+            reason, training, held_out = (cell.strip() for cell in line.strip("│").split("│"))
+            table[reason] = training, held_out
+    assert table["read"] == (str(PAIRS + 2), str(HELD_OUT))
+    assert table["in other splits"] == (str(HELD_OUT), str(PAIRS + 2))
+    assert table["bad rows, skipped"] == ("2", "0")
+    assert table["kept"] == (str(PAIRS), str(HELD_OUT))
+    listing = run / "bad_rows/training.jsonl"
+    assert f"bad rows of training are listed in {listing}" in text
+    file, first = prepared / "sft.jsonl", PAIRS + HELD_OUT + 1
+    assert [json.loads(line) for line in listing.read_text().splitlines()] == [
+        {
+            "place": f"{file}, line {first}",
+            "problem": "`messages` has no assistant turn, so there is nothing to learn; add the "
+            "answer, or remove the row.",
+        },
+        {
+            "place": f"{file}, line {first + 1}",
+            "problem": "this is not JSON (Expecting ':' delimiter at column 12).",
+        },
+    ]
 
 
-def test_mistakes_are_one_sentence(prepared):
-    assert refusal(prepared, "--data.path=none.jsonl") == (
-        "error: none.jsonl: there is no such file; set data.path to a JSONL file."
-    )
-    assert refusal(prepared, "--mesh.tensor=4").startswith("error: mesh replica=1 x fsdp=-1 x")
-    assert refusal(prepared, "--model.path=nowhere").startswith(
-        "error: model.path=nowhere: there is no such file or directory"
-    )
+def test_a_mistake_is_one_sentence(prepared):
+    command = arguments(prepared, "refused", "--data.path=none.jsonl")
+    done = launch(command, environment(prepared / "cache"), check=False)
+    sentence = "error: data.path=none.jsonl: there is no such file or directory.\n"
+    assert (done.returncode, done.stderr) == (2, sentence)
 
 
 def test_weights_that_are_not_finite_stop_the_run_and_name_the_rows(prepared):
@@ -185,8 +171,7 @@ def test_weights_that_are_not_finite_stop_the_run_and_name_the_rows(prepared):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith("stopped: step 2: loss ") and "nan" in message
-    assert "lines " in message
-    assert f"of {prepared / 'rows.jsonl'}" in message
+    assert f"{prepared / 'rows.jsonl'}, line " in message
     names = [p.name for p in (prepared / "diverged/checkpoints").iterdir() if p.name.isdigit()]
     assert names == ["1"]
 

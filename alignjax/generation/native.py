@@ -13,7 +13,7 @@ import numpy as np
 from alignjax.config import Compute
 from alignjax.models.decoder import Decoder, empty_cache, extend, head_weight
 from alignjax.models.linear import gather
-from alignjax.sharding import axis_size, place, spec
+from alignjax.sharding import axis_size, place, spec, to_host
 
 
 def generate(
@@ -52,7 +52,7 @@ def generate(
             temperature=temperature,
             compute=compute,
         )
-        for ids in np.asarray(out)[: len(part)].tolist():
+        for ids in to_host(out)[: len(part)].tolist():
             ends = [i for i, token in enumerate(ids) if token in eos_ids]
             answers.append(ids[: ends[0]] if ends else ids)
         progress(len(answers))

@@ -1,0 +1,124 @@
+"""The processes of a run: joining them, and doing things on one before the others."""
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+from alignjax.command import is_worded
+
+Result = TypeVar("Result")
+
+_turns = itertools.count()
+_PATIENCE_MS = 24 * 3600 * 1000  # tokenizing on the first process may take hours
+
+# Variables by which a launcher says how many processes it started.
+_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# Variables that only a job of several hosts has.
+_CLUSTERS = ("MEGASCALE_COORDINATOR_ADDRESS", "JOB_COMPLETION_INDEX", "CLOUD_TPU_TASK_ID")
+
+
+def join() -> None:
+    """Joins the other processes of the run, where the environment names any.
+
+    Named by hand: JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Slurm,
+    Open MPI, Kubernetes and TPU pods are found by jax. Alone, nothing is done.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address:
+        numbers = {}
+        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+            value = os.environ.get(name, "")
+            if value and not value.isdigit():
+                raise ValueError(f"{name}={value!r}: it must be a whole number.")
+            numbers[name] = int(value) if value else None
+        jax.distributed.initialize(address, *numbers.values())
+        return
+    several = any(int(os.environ.get(name, 1)) > 1 for name in _COUNTS)
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",")
+    if several or hosts or any(name in os.environ for name in _CLUSTERS):
+        jax.distributed.initialize()
+
+
+def is_first() -> bool:
+    """Whether this process writes what a run writes once."""
+    return jax.process_index() == 0
+
+
+def in_turn(work: Callable[[], Result]) -> Result:
+    """What `work` gives, done by the first process alone before the others do it.
+
+    Others find the files that the first one made, where they share a disk. A ValueError on any
+    process is raised on all of them, so that none waits for one that has gone.
+    """
+    if jax.process_count() == 1:
+        return work()
+    client = multihost.get_jax_distributed_client()
+    key = f"alignjax/{next(_turns)}"
+
+    def told(process: int) -> str | None:
+        return json.loads(client.blocking_key_value_get(f"{key}/{process}", _PATIENCE_MS))
+
+    result, problem = None, None if is_first() else told(0)
+    if problem is None:
+        try:
+            result = work()
+        except ValueError as error:
+            if not is_worded(error):
+                raise
+            problem = str(error)
+    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(problem))
+    problems = [told(process) for process in range(jax.process_count())]
+    for problem in problems:
+        if problem is not None:
+            raise ValueError(problem)
+    return result
+
+
+def on_first(work: Callable[[], Result]) -> Result:
+    """What `work` gives on the first process, told to all as JSON; a ValueError reaches all."""
+    if jax.process_count() == 1:
+        return work()
+    client = multihost.get_jax_distributed_client()
+    key = f"alignjax/{next(_turns)}"
+    if is_first():
+        try:
+            told = {"result": work()}
+        except ValueError as error:
+            if not is_worded(error):
+                raise
+            told = {"problem": str(error)}
+        client.key_value_set(key, json.dumps(told))
+    told = json.loads(client.blocking_key_value_get(key, _PATIENCE_MS))
+    if "problem" in told:
+        raise ValueError(told["problem"])
+    return told["result"]
+
+
+def from_first(array: np.ndarray) -> np.ndarray:
+    """The first process's array, on every process."""
+    if jax.process_count() == 1:
+        return array
+    shape = tuple(on_first(lambda: array.shape))
+    mine = array if is_first() else np.zeros(shape, array.dtype)
+    return np.array(multihost_utils.broadcast_one_to_all(mine))
+
+
+@contextmanager
+def first_holds(opened: Callable[[], AbstractContextManager]) -> Iterator[None]:
+    """Enters what `opened` gives on the first process for the block; its ValueError reaches all."""
+    if not is_first():
+        on_first(lambda: None)
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        on_first(lambda: stack.enter_context(opened()))
+        yield

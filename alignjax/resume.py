@@ -1,0 +1,106 @@
+"""Whether a run directory may be gone on with: the same settings, or settings that are free."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from alignjax import config as configs
+from alignjax.data.packing import Plan, plan_training
+from alignjax.files import write_whole
+
+# Settings that a resumed run may change: they move, show or keep things, or cut the same step into
+# other pieces. What the paths lead to is compared by content. A section's name frees all of it.
+FREE = (
+    "name",
+    "run_dir",
+    "wandb",
+    "model.path",
+    "model.chat_template",
+    "data.path",
+    "data.eval_path",
+    "data.cache_dir",
+    "mesh",
+    "batch.rows_per_device",
+    "compute.remat",
+    "compute.vocab_chunk",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "log",
+    "samples.show",
+    "samples.batch",
+    "export",
+)
+_LENGTH = ("batch.epochs", "batch.max_steps")
+
+
+def check_settings(config: configs.SFT | configs.DPO, directory: Path, step: int) -> None:
+    """Refuses to go on from a step under settings that would make another run of it.
+
+    Raises ValueError with every key that differs, its value then and now. The length of the run
+    may change where the learning rate does not depend on it.
+    """
+    file = directory / "config.json"
+    if not step or not file.is_file():
+        return
+    then, now = configs.flat(json.loads(file.read_text())), _keys(config)
+    differs = [
+        key
+        for key in dict.fromkeys([*then, *now])
+        if then.get(key) != now.get(key) and not _is_free(key)
+    ]
+    optimizer = config.optimizer
+    constant = optimizer.schedule == "constant" and optimizer.warmup_ratio == 0
+    if constant:
+        differs = [key for key in differs if key not in _LENGTH]
+    if not differs:
+        return
+    changes = "; ".join(f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in differs)
+    more = ""
+    if set(differs) & set(_LENGTH):
+        more = (
+            " (a run can be made longer where optimizer.schedule is constant and "
+            "optimizer.warmup_ratio 0)"
+        )
+    raise ValueError(
+        f"{directory}: this run is at step {step} under other settings: {changes}; take them back, "
+        f"or choose another --run_dir{more}."
+    )
+
+
+def check_length(
+    config: configs.SFT | configs.DPO, directory: Path, step: int, plan: Plan, lengths: np.ndarray
+) -> None:
+    """Refuses a run of another length whose steps so far would have been other ones."""
+    file = directory / "config.json"
+    if not step or not file.is_file():
+        return
+    then = configs.flat(json.loads(file.read_text()))
+    if all(then[key] == _keys(config)[key] for key in _LENGTH):
+        return
+    batch = replace(config.batch, **{key.partition(".")[2]: then[key] for key in _LENGTH})
+    older = plan_training(lengths, batch, config.seed)
+    if len(plan) < step:
+        raise ValueError(
+            f"{directory}: this run is at step {step} already, but batch.epochs and "
+            f"batch.max_steps end it at step {len(plan)}; make them larger."
+        )
+    ends = [p.rows[p.steps[step]] for p in (older, plan)]
+    if not np.array_equal(older.items[: ends[0]], plan.items[: ends[1]]):
+        raise ValueError(
+            f"{directory}: this run has taken its last step, {step}, on what was left of the data; "
+            "a longer run fills that step, so it would be another one: choose another --run_dir."
+        )
+
+
+def record(config: configs.SFT | configs.DPO, directory: Path) -> None:
+    write_whole(directory / "config.json", json.dumps(configs.to_dict(config), indent=2))
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE or key.partition(".")[0] in FREE
+
+
+def _keys(config: configs.SFT | configs.DPO) -> dict[str, object]:
+    return configs.flat(configs.to_dict(config))

@@ -1,0 +1,124 @@
+"""Starting `alignjax.train` as a user does, in one process or several, and reading what it left."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from alignjax.metrics import TIME_FIELDS
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILED = Path(tempfile.gettempdir()) / "alignjax-tests-compiled"  # programs, shared by all runs
+
+
+def environment(cache: Path, devices: int = 1) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    more = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "ALIGNJAX_CACHE": str(cache)}
+    more |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(COMPILED)}
+    more |= {"JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    return {**os.environ, **more}
+
+
+def arguments(root: Path, run: str, *overrides: str, stage: str = "dpo") -> list[str]:
+    """A run of 4 items a step on `root/model` and `root/rows.jsonl`, in float32."""
+    config = root / f"{stage}.py"
+    if not config.is_file():
+        name = stage.upper()
+        config.write_text(f"from alignjax.config import {name}\nconfig = {name}()\n")
+    unit = "pairs" if stage == "dpo" else "sequences"
+    return [
+        *(sys.executable, "-m", "alignjax.train", f"--config={config}"),
+        *(f"--run-dir={root / run}", f"--model.path={root / 'model'}"),
+        *(f"--data.path={root / 'rows.jsonl'}", "--data.max-length=128"),
+        *(f"--batch.{unit}=4", "--batch.row-length=256", "--batch.epochs=2"),
+        *("--compute.dtype=float32", "--optimizer.learning-rate=1e-3"),
+        *("--checkpoint.every=3", "--log.eval-every=10", *overrides),
+    ]
+
+
+class Running(NamedTuple):
+    process: subprocess.Popen
+    log: Path
+
+
+def start(command: list[str], env: dict[str, str], processes: int, logs: Path) -> list[Running]:
+    """Starts a run; its processes find each other on this machine, and each has a log."""
+    logs.mkdir(parents=True, exist_ok=True)
+    port, first = _free_port(), len(list(logs.iterdir()))
+    started = []
+    for process in range(processes):
+        more = {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": str(processes),
+            "JAX_PROCESS_ID": str(process),
+        }
+        log = logs / f"{first + process}.log"
+        with log.open("w") as out:
+            running = subprocess.Popen(
+                command,
+                env={**env, **more} if processes > 1 else env,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        started.append(Running(running, log))
+    return started
+
+
+def finish(started: list[Running], timeout: float = 300) -> tuple[list[int], list[str]]:
+    """Exit codes and outputs of all processes, which are killed where they outlast the time."""
+    end = time.monotonic() + timeout
+    try:
+        for running in started:
+            running.process.wait(max(0, end - time.monotonic()))
+    finally:
+        for running in started:
+            running.process.kill()
+            running.process.wait()
+    return [r.process.returncode for r in started], [r.log.read_text() for r in started]
+
+
+def launch(
+    command: list[str], env: dict[str, str], check: bool = True
+) -> subprocess.CompletedProcess:
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def launch_several(command: list[str], env: dict[str, str], processes: int, logs: Path) -> str:
+    """Runs to the end in several processes; gives what the first one printed."""
+    codes, outputs = finish(start(command, env, processes, logs))
+    assert codes == [0] * processes, "\n".join(outputs)
+    return outputs[0]
+
+
+def wait_for(running: Running, text: str, timeout: float = 120) -> None:
+    """Returns once a process has printed a text."""
+    end = time.monotonic() + timeout
+    while text not in running.log.read_text():
+        assert running.process.poll() is None and time.monotonic() < end, running.log.read_text()
+        time.sleep(0.01)
+
+
+def metrics_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    return [
+        {name: value for name, value in line.items() if name not in TIME_FIELDS}
+        for line in metrics_of(run)
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]

@@ -1,0 +1,7 @@
+"""Four random kills, one of each kind; `python tests/chaos.py --kills 40` for more."""
+
+import chaos
+
+
+def test_four_random_kills_change_nothing(tmp_path):
+    assert chaos.main(4, seed=1, root=tmp_path) == 0

@@ -1,0 +1,107 @@
+"""Two runs in one directory: the second is refused while the first one lives, and not after."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from running import ROOT
+
+from alignjax import lock
+
+HOLD = "import pathlib, sys, time; from alignjax import lock\n"
+HOLD += "with lock.held(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+def holder(directory) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(directory)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_process_is_refused_with_the_owners_host_and_pid(tmp_path):
+    with holder(tmp_path) as process:
+        owner = json.loads((tmp_path / ".lock").read_text())
+        with pytest.raises(ValueError) as refusal, lock.held(tmp_path):
+            pass
+        process.kill()
+    assert owner["pid"] == process.pid and owner["host"] == socket.gethostname()
+    assert str(refusal.value) == (
+        f"{tmp_path}: another run is writing here (process {process.pid} on {owner['host']}, since "
+        f"{owner['since']}); stop that one, or choose another --run_dir."
+    )
+
+
+def test_a_killed_owner_holds_nothing(tmp_path):
+    with holder(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+    with lock.held(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_block_that_ends_lets_go(tmp_path):
+    with lock.held(tmp_path):
+        pass
+    with lock.held(tmp_path):
+        pass
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A directory that is treated as an object store's, its times shortened."""
+    monkeypatch.setattr(lock, "is_remote", lambda path: True)
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.05)
+    return tmp_path
+
+
+def beat(directory) -> float:
+    return json.loads((directory / ".lock").read_text())["beat"]
+
+
+def test_a_heartbeat_goes_on_while_the_block_runs_and_leaves_nothing(bucket):
+    with lock.held(bucket):
+        first = beat(bucket)
+        end = time.monotonic() + 10
+        while beat(bucket) == first and time.monotonic() < end:
+            time.sleep(0.02)
+        assert beat(bucket) > first
+    assert not (bucket / ".lock").exists()
+
+
+def test_a_second_run_on_an_object_store_is_refused_while_the_first_beats(bucket):
+    owner = {"host": "far", "pid": 7, "since": "noon", "run": "x", "beat": time.time() - 170}
+    (bucket / ".lock").write_text(json.dumps(owner))
+    with pytest.raises(ValueError) as refusal, lock.held(bucket):
+        pass
+    assert str(refusal.value) == (
+        f"{bucket}: another run is writing here (process 7 on far, since noon); stop that one, or "
+        "choose another --run_dir; if it is dead, wait 180 seconds from its last sign of life."
+    )
+    assert json.loads((bucket / ".lock").read_text()) == owner
+
+
+def test_a_run_that_missed_its_beats_counts_as_dead(bucket):
+    owner = {"host": "far", "pid": 7, "since": "noon", "run": "x", "beat": time.time() - 181}
+    (bucket / ".lock").write_text(json.dumps(owner))
+    with lock.held(bucket):
+        assert json.loads((bucket / ".lock").read_text())["pid"] == os.getpid()
+
+
+def test_of_two_that_claim_at_once_the_later_one_has_it(bucket, monkeypatch):
+    def overtaken(seconds):
+        other = {"host": "far", "pid": 7, "since": "noon", "run": "x", "beat": time.time()}
+        (bucket / ".lock").write_text(json.dumps(other))
+
+    monkeypatch.setattr(lock.time, "sleep", overtaken)
+    with pytest.raises(ValueError, match="process 7 on far"), lock.held(bucket):
+        pass
