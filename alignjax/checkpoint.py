@@ -26,17 +26,18 @@ _PAGE = 4096  # bytes
 
 def open_manager(config: configs.SFT | configs.DPO) -> ocp.CheckpointManager:
     """The checkpoints of a run directory; half-written ones are never listed."""
-    policies = [managers.LatestN(config.checkpoint.keep)]
+    policies, measured = [managers.LatestN(config.checkpoint.keep)], {}
     if config.checkpoint.best:
         metric, better = best_metric(config)
-        policies.append(
-            managers.BestN(
-                get_metric_fn=lambda metrics: metrics[metric],
-                reverse=better == "min",
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
+        best = managers.BestN(
+            get_metric_fn=lambda metrics: metrics[metric],
+            reverse=better == "min",
+            n=1,
+            keep_checkpoints_without_metrics=False,
         )
+        policies.append(best)
+        # Without a best_fn Orbax writes no metrics, and a resumed run would not know the best.
+        measured = {"best_fn": best.get_metric_fn, "best_mode": better}
     return ocp.CheckpointManager(
         (configs.run_dir(config) / "checkpoints").absolute(),
         item_handlers={
@@ -47,6 +48,7 @@ def open_manager(config: configs.SFT | configs.DPO) -> ocp.CheckpointManager:
             preservation_policy=managers.AnyPreservationPolicy(policies),
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
+            **measured,
         ),
     )
 

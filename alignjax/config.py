@@ -16,7 +16,7 @@ from typing import Literal
 @dataclass(frozen=True)
 class Model:
     path: str = ""  # ORG/NAME of a hub, model directory, GGUF file, or smollm2-135m-instruct
-    chat_template: str = ""  # file of a Jinja chat template in place of the model's own
+    chat_template: str = ""  # in place of the model's own: a name in alignjax/templates, or a file
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,49 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return name, rest
 
 
+_ANY = float("inf")
+# What a number may be: the least and the most.
+_BOUNDS = {
+    "seed": (0, 2**32 - 1),
+    "beta": (0, _ANY),
+    "label_smoothing": (0, 0.5),
+    "compute.vocab_chunk": (1, _ANY),
+    "batch.pairs": (0, _ANY),
+    "batch.sequences": (0, _ANY),
+    "batch.rows": (0, _ANY),
+    "batch.row_length": (1, _ANY),
+    "batch.rows_per_device": (1, _ANY),
+    "batch.epochs": (1, _ANY),
+    "batch.max_steps": (0, _ANY),
+    "optimizer.learning_rate": (0, _ANY),
+    "optimizer.warmup_ratio": (0, 1),
+    "optimizer.final_ratio": (0, 1),
+    "optimizer.b1": (0, 1),
+    "optimizer.b2": (0, 1),
+    "optimizer.eps": (0, _ANY),
+    "optimizer.weight_decay": (0, _ANY),
+    "optimizer.clip_norm": (0, _ANY),
+    "checkpoint.every": (1, _ANY),
+    "checkpoint.keep": (1, _ANY),
+    "log.every": (1, _ANY),
+    "log.eval_every": (1, _ANY),
+    "samples.prompts": (0, _ANY),
+    "samples.show": (0, _ANY),
+    "samples.max_tokens": (1, _ANY),
+    "samples.temperature": (0, _ANY),
+    "samples.batch": (1, _ANY),
+    "export.shard_bytes": (1, _ANY),
+}
+
+
 def check(config: SFT | DPO) -> None:
     """Refuses values that cannot work together, before anything is loaded."""
+    values = flat(to_dict(config))
+    for key, (low, high) in _BOUNDS.items():
+        value = values.get(key, low)
+        if not low <= value <= high:
+            most = "" if high == _ANY else f" and at most {high:g}"
+            raise ValueError(f"{key}={value}: it must be at least {low:g}{most}.")
     batch = config.batch
     own = "pairs" if isinstance(config, DPO) else "sequences"
     other = "sequences" if own == "pairs" else "pairs"
@@ -251,12 +292,6 @@ def check(config: SFT | DPO) -> None:
         raise ValueError(f"batch.{other} is not for this stage; use batch.{own} or batch.rows.")
     if bool(getattr(batch, own)) == bool(batch.rows):
         raise ValueError(f"set exactly one of batch.{own} and batch.rows to more than 0.")
-    for key in ("pairs", "sequences", "rows", "max_steps"):
-        if getattr(batch, key) < 0:
-            raise ValueError(f"batch.{key}={getattr(batch, key)}: it cannot be negative.")
-    for key in ("rows_per_device", "epochs", "row_length"):
-        if getattr(batch, key) < 1:
-            raise ValueError(f"batch.{key}={getattr(batch, key)}: it must be at least 1.")
     if not config.model.path:
         raise ValueError("model.path is empty: name a model directory, ORG/NAME or GGUF file.")
     if not config.data.path:
@@ -270,10 +305,6 @@ def check(config: SFT | DPO) -> None:
         raise ValueError(
             f"data.eval_fraction={config.data.eval_fraction}: it must be at least 0 and below 1."
         )
-    for key in ("checkpoint.every", "checkpoint.keep", "log.every", "log.eval_every"):
-        section, _, name = key.partition(".")
-        if getattr(getattr(config, section), name) < 1:
-            raise ValueError(f"{key} must be at least 1.")
     sides = 2 if own == "pairs" else 1  # both sides of a pair lie in one row
     if config.data.max_length * sides > batch.row_length:
         raise ValueError(
@@ -300,4 +331,4 @@ def run_dir(config: SFT | DPO) -> Path:
 def cache_dir(config: SFT | DPO) -> Path:
     """Where downloads, tokens and reference log-probs are kept between runs."""
     default = os.environ.get("ALIGNJAX_CACHE") or Path.home() / ".cache" / "alignjax"
-    return Path(config.data.cache_dir or default)
+    return Path(config.data.cache_dir or default).expanduser()

@@ -1,6 +1,7 @@
 """Files and directories that appear only when they are whole, on a disk or in a bucket."""
 
 import io
+import json
 import os
 import shutil
 import socket
@@ -24,7 +25,7 @@ def location(path: str) -> Path:
     not at all, has no directories to rename, and cannot append.
     """
     if not is_remote(path):
-        return Path(path)
+        return Path(path).expanduser()
     from etils import epath
 
     return epath.Path(path)
@@ -52,6 +53,7 @@ def whole_directory(target: Path, replace: bool = False) -> Iterator[Path]:
             yield Path(scratch)
             _copy_up(Path(scratch), target)
         return
+    target = Path(os.path.abspath(target))  # "." has no name of its own
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
     partial = _partial(target)
@@ -90,6 +92,17 @@ def write_whole(target: Path, content: str | bytes) -> None:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json(file: Path) -> dict:
+    """A file that holds one JSON object; ValueError says if it is damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: this is not JSON ({error}); copy or fetch it again.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: it holds no JSON object; copy or fetch it again.")
+    return found
 
 
 def save_array(target: Path, array: np.ndarray) -> None:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from alignjax import checkpoint, evaluation, metrics, optim
 from alignjax.data.batches import Batch
 from alignjax.files import save_array
 from alignjax.models.decoder import Decoder
-from alignjax.processes import is_first
+from alignjax.processes import is_first, on_first
 from alignjax.progress import clock, phase, say
 from alignjax.run import Baseline, Run
 from alignjax.sharding import place_rows
@@ -26,15 +27,27 @@ def fit(run: Run, state: State, first: int, base: Baseline, manager) -> tuple[St
     where a loss or gradient is not finite.
     """
     total = len(run.steps)
+    if first == total:
+        _finish_here(run, state, first, base)
+        return state, first
     with metrics.writing(run.directory, run.config, first if first else -1) as log:
         if not first and base.logps_held_out is not None:
             zero = evaluation.item_terms(
                 run.stage, base.logps_held_out, base.ref_held_out, run.held_out
             )
             log.write({"step": 0, "epoch": 0.0, **evaluation.means(zero)})
-        if first == total:
-            return state, first
         return _steps(run, state, first, base, manager, log)
+
+
+def _finish_here(run: Run, state: State, last: int, base: Baseline) -> None:
+    """Evaluates where a run was made to end at a step that was saved but not evaluated."""
+    file = _scores_file(run, last)
+    if run.held_out and not on_first(file.is_file):
+        held_out = evaluate(run, state.model, last, base)
+        lines = metrics.read(run.directory / "metrics.jsonl") if is_first() else []
+        known = next((line for line in lines if line["step"] == last), {"step": last})
+        with metrics.writing(run.directory, run.config, last - 1) as log:
+            log.write(known | held_out)
 
 
 def _steps(
@@ -134,9 +147,13 @@ def evaluate(run: Run, model: Decoder, step: int, base: Baseline) -> dict[str, f
             progress=update,
         )
     if is_first():
-        save_array(run.directory / "eval" / f"step-{step}.npy", logps)
+        save_array(_scores_file(run, step), logps)
     terms = evaluation.item_terms(run.stage, logps, base.ref_held_out, run.held_out)
     return evaluation.means(terms)
+
+
+def _scores_file(run: Run, step: int) -> Path:
+    return run.directory / "eval" / f"step-{step}.npy"
 
 
 def _next(batches: Iterator[Batch], rows: int) -> Batch:

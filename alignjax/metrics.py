@@ -1,6 +1,7 @@
 """metrics.jsonl: one line a step, in the names users know; TensorBoard and wandb beside it."""
 
 import errno
+import importlib.util
 import json
 import os
 import time
@@ -50,6 +51,14 @@ def writing(directory: Path, config: configs.SFT | configs.DPO, step: int) -> It
                 log.flush()
 
         yield Log(write, flush)
+
+
+def check(config: configs.SFT | configs.DPO) -> None:
+    """Raises ValueError where a log that the run asks for cannot be written."""
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            'wandb is not installed: pip install "alignjax[wandb]", or leave out --wandb.'
+        )
 
 
 def cut_back(file: Path, step: int) -> None:
@@ -132,12 +141,8 @@ def _tensorboard(directory: Path, step: int) -> Iterator[Log]:
 
 def _wandb(directory: Path, config: configs.SFT | configs.DPO) -> Log:
     """A run of Weights & Biases that a resumed run goes on with; its settings are WANDB_*."""
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError(
-            'wandb is not installed: pip install "alignjax[wandb]", or leave out --wandb.'
-        ) from None
+    import wandb
+
     known = directory / "wandb_id"
     if not known.is_file():
         write_whole(known, uuid.uuid4().hex)

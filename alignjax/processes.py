@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from alignjax.command import is_worded
+from alignjax.command import SharedError, worded
 
 Result = TypeVar("Result")
 
@@ -56,7 +56,7 @@ def is_first() -> bool:
 def in_turn(work: Callable[[], Result]) -> Result:
     """What `work` gives, done by the first process alone before the others do it.
 
-    Others find the files that the first one made, where they share a disk. A ValueError on any
+    Others find the files that the first one made, where they share a disk. A mistake on any
     process is raised on all of them, so that none waits for one that has gone.
     """
     if jax.process_count() == 1:
@@ -71,20 +71,20 @@ def in_turn(work: Callable[[], Result]) -> Result:
     if problem is None:
         try:
             result = work()
-        except ValueError as error:
-            if not is_worded(error):
+        except (ValueError, OSError) as error:
+            problem = worded(error)
+            if not problem:
                 raise
-            problem = str(error)
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(problem))
     problems = [told(process) for process in range(jax.process_count())]
     for problem in problems:
         if problem is not None:
-            raise ValueError(problem)
+            raise SharedError(problem)
     return result
 
 
 def on_first(work: Callable[[], Result]) -> Result:
-    """What `work` gives on the first process, told to all as JSON; a ValueError reaches all."""
+    """What `work` gives on the first process, told to all as JSON; a mistake reaches all."""
     if jax.process_count() == 1:
         return work()
     client = multihost.get_jax_distributed_client()
@@ -92,14 +92,14 @@ def on_first(work: Callable[[], Result]) -> Result:
     if is_first():
         try:
             told = {"result": work()}
-        except ValueError as error:
-            if not is_worded(error):
+        except (ValueError, OSError) as error:
+            told = {"problem": worded(error)}
+            if not told["problem"]:
                 raise
-            told = {"problem": str(error)}
         client.key_value_set(key, json.dumps(told))
     told = json.loads(client.blocking_key_value_get(key, _PATIENCE_MS))
     if "problem" in told:
-        raise ValueError(told["problem"])
+        raise SharedError(told["problem"])
     return told["result"]
 
 
@@ -114,7 +114,7 @@ def from_first(array: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def first_holds(opened: Callable[[], AbstractContextManager]) -> Iterator[None]:
-    """Enters what `opened` gives on the first process for the block; its ValueError reaches all."""
+    """Enters what `opened` gives on the first process for the block; its mistake reaches all."""
     if not is_first():
         on_first(lambda: None)
         yield

@@ -8,7 +8,9 @@ import numpy as np
 
 from alignjax import config as configs
 from alignjax.data.packing import Plan, plan_training
-from alignjax.files import write_whole
+from alignjax.files import read_json, write_whole
+from alignjax.models.families import from_hf
+from alignjax.weights.source import Source, decoder_config
 
 # Settings that a resumed run may change: they move, show or keep things, or cut the same step into
 # other pieces. What the paths lead to is compared by content. A section's name frees all of it.
@@ -67,6 +69,18 @@ def check_settings(config: configs.SFT | configs.DPO, directory: Path, step: int
         f"{directory}: this run is at step {step} under other settings: {changes}; take them back, "
         f"or choose another --run_dir{more}."
     )
+
+
+def check_model(directory: Path, step: int, source: Source) -> None:
+    """Refuses to go on from a step with a model of other sizes or constants."""
+    then = vars(from_hf(read_json(directory / "model" / "config.json"), str(directory / "model")))
+    now = vars(decoder_config(source))
+    changes = "; ".join(f"{k} was {v!r}, is {now[k]!r}" for k, v in then.items() if v != now[k])
+    if changes:
+        raise ValueError(
+            f"{directory}: this run is at step {step} of another model than {source.path}: "
+            f"{changes}; name that model again, or choose another --run_dir."
+        )
 
 
 def check_length(

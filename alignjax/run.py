@@ -13,13 +13,13 @@ from alignjax import evaluation, reference
 from alignjax.data.batches import PackedSteps, packed_steps
 from alignjax.data.chat import load_tokenizer
 from alignjax.data.packing import plan_training
-from alignjax.data.summary import show_rows
+from alignjax.data.summary import list_bad_rows, show_rows
 from alignjax.data.tokens import TokenSet, token_set
-from alignjax.files import load_array, remove_directory, whole_directory
+from alignjax.files import load_array, read_json, remove_directory, whole_directory
 from alignjax.models.decoder import Decoder
 from alignjax.processes import in_turn, is_first, on_first
 from alignjax.progress import phase, say
-from alignjax.resume import check_length, check_settings, record
+from alignjax.resume import check_length, check_model, check_settings, record
 from alignjax.sharding import axis_size, check_divides, local_rows
 from alignjax.stages import Stage, stage_of
 from alignjax.weights.fetch import open_model
@@ -47,16 +47,21 @@ class Run:
         generation = self.source.tokenizer_dir / "generation_config.json"
         stored = [self.source.config.get("eos_token_id")]
         if generation.is_file():
-            stored.append(json.loads(generation.read_text()).get("eos_token_id"))
+            stored.append(read_json(generation).get("eos_token_id"))
         for value in stored:
             found |= set(value) if isinstance(value, list) else {value}
         return sorted(found - {None})
+
+
+_ARRAYS = ("ref_train", "ref_held_out", "logps_held_out")  # of a baseline
+_ABOUT = "about.json"  # written with them: what they belong to
 
 
 @dataclass(frozen=True)
 class Baseline:
     """What is known of the model before training, kept in the run directory for a resumed run."""
 
+    weights: str  # the model's fingerprint
     ref_train: np.ndarray | None  # float32 [items, S]
     ref_held_out: np.ndarray | None
     logps_held_out: np.ndarray | None  # of the model before its first step
@@ -83,7 +88,9 @@ def prepare(config: configs.SFT | configs.DPO, step: int) -> Run:
             )
 
     train, held_out = (in_turn(partial(tokenized, held_out)) for held_out in (False, True))
-    show_rows(config, directory, {"training": train, "held out": held_out})
+    sets = {"training": train, "held out": held_out}
+    show_rows(config, directory, sets)
+    _check_vocabulary(source, tokenizer, sets)
     if not len(train):
         raise ValueError(
             f"{config.data.path}: no row is left to train on; the table above says where they went."
@@ -101,7 +108,9 @@ def prepare(config: configs.SFT | configs.DPO, step: int) -> Run:
     plan = plan_training(train.lengths(), config.batch, config.seed)
     on_first(lambda: check_length(config, directory, step, plan, train.lengths()))
     if not step:
-        on_first(lambda: _begin(config, directory, source))
+        on_first(lambda: _begin(config, directory, source, sets))
+    else:
+        on_first(lambda: check_model(directory, step, source))
     rows = config.batch.rows_per_device * axis_size("batch")
     run = Run(
         config,
@@ -118,15 +127,30 @@ def prepare(config: configs.SFT | configs.DPO, step: int) -> Run:
     return run
 
 
-def _begin(config: configs.SFT | configs.DPO, directory: Path, source: Source) -> None:
+def _check_vocabulary(source: Source, tokenizer, sets: dict[str, TokenSet]) -> None:
+    """Refuses tokens that the embedding has no row for: they would be trained as others."""
+    vocab = decoder_config(source).vocab_size
+    worst = max(part.largest_token for part in sets.values())
+    if worst >= vocab:
+        raise ValueError(
+            f"{source.path}: the tokenizer gives token {worst} "
+            f"({tokenizer.convert_ids_to_tokens(worst)!r}), but the embedding has {vocab} rows; "
+            "use the tokenizer that belongs to the model, or resize the embedding."
+        )
+
+
+def _begin(
+    config: configs.SFT | configs.DPO, directory: Path, source: Source, sets: dict[str, TokenSet]
+) -> None:
     """Records what is trained; clears what a start under other settings left."""
     file = directory / "config.json"
+    remove_directory(directory / "model")
     if file.is_file() and json.loads(file.read_text()) != configs.to_dict(config):
         for name in ("baseline", "samples", "eval", "tensorboard"):
             remove_directory(directory / name)
     record(config, directory)
-    if not (directory / "model").is_dir():
-        save_companions(source, directory / "model")
+    list_bad_rows(directory, sets)
+    save_companions(source, directory / "model")
 
 
 def _describe(run: Run) -> None:
@@ -148,13 +172,15 @@ def _describe(run: Run) -> None:
     )
 
 
-def baseline(run: Run, model: Decoder) -> Baseline:
-    """Scores the model before training, as it is scored later, and keeps the result."""
+def baseline(run: Run, model: Decoder, weights: str) -> Baseline:
+    """Scores the model before training, as it is scored later, and keeps the result.
+
+    `weights` is the model's fingerprint.
+    """
     config = run.config
     ref_train = ref_held_out = logps = None
     score_args = (config.batch.row_length, run.rows, config.compute)
     if run.stage.needs_reference:
-        weights = reference.fingerprint(model)
         cache = configs.cache_dir(config)
         planned = np.unique(run.steps.plan.items)
         with phase("reference log-probs, training", len(planned)) as update:
@@ -170,13 +196,14 @@ def baseline(run: Run, model: Decoder) -> Baseline:
     elif run.held_out:
         with phase("scoring held-out rows", len(run.held_out)) as update:
             logps = evaluation.score(model, run.held_out, *score_args, progress=update)
-    found = Baseline(ref_train, ref_held_out, logps)
+    found = Baseline(weights, ref_train, ref_held_out, logps)
     if is_first():
         with whole_directory(_baseline_dir(run), replace=True) as partial:
-            for name, array in vars(found).items():
-                if array is not None:
+            for name in _ARRAYS:
+                if (array := getattr(found, name)) is not None:
                     np.save(partial / f"{name}.npy", array)
-            (partial / "tokens.json").write_text(json.dumps(_token_keys(run)))
+            about = {"tokens": _token_keys(run), "weights": weights}
+            (partial / _ABOUT).write_text(json.dumps(about))
     return found
 
 
@@ -190,15 +217,16 @@ def is_complete(run: Run, base: Baseline | None) -> bool:
 def stored_baseline(run: Run) -> Baseline | None:
     """The baseline that an earlier start of this run kept, or None."""
     directory = _baseline_dir(run)
-    if not on_first(lambda: (directory / "tokens.json").is_file()):
+    if not on_first(lambda: (directory / _ABOUT).is_file()):
         return None
-    if json.loads((directory / "tokens.json").read_text()) != _token_keys(run):
+    about = json.loads((directory / _ABOUT).read_text())
+    if about["tokens"] != _token_keys(run):
         raise ValueError(
             f"{run.directory}: it belongs to a run on other data; choose another --run_dir, or "
             "delete it."
         )
     arrays = {file.stem: load_array(file) for file in directory.glob("*.npy")}
-    return Baseline(*(arrays.get(name) for name in Baseline.__dataclass_fields__))
+    return Baseline(about["weights"], *(arrays.get(name) for name in _ARRAYS))
 
 
 def _baseline_dir(run: Run) -> Path:

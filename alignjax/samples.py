@@ -13,7 +13,7 @@ from alignjax.generation.native import generate
 from alignjax.models.decoder import Decoder
 from alignjax.processes import is_first, on_first
 from alignjax.progress import phase
-from alignjax.rules import follows
+from alignjax.rules import RULES, follows
 from alignjax.run import Run
 
 
@@ -31,10 +31,13 @@ def sample(run: Run, model: Decoder, step: int) -> list[dict]:
     Each is {prompt, answer} and, where the row names a rule, whether the answer follows it.
     """
     wanted = run.config.samples
+    if not wanted.prompts:
+        return []
+    kept = {run.held_out.place(i) for i in range(len(run.held_out))} if run.held_out else set()
     found = [
         (example, prompt)
         for example in examples(run.config.data, run.stage.name, held_out=True)
-        if (prompt := _prompt(example.sides[0]))
+        if str(example.place) in kept and (prompt := _prompt(example.sides[0]))
     ]
     if not found:
         return []
@@ -58,8 +61,8 @@ def sample(run: Run, model: Decoder, step: int) -> list[dict]:
     for (example, prompt), answer in zip(found, ids, strict=True):
         text = run.tokenizer.decode(answer, skip_special_tokens=True)
         line = {"prompt": prompt[-1]["content"], "answer": text}
-        if "rule" in example.row:
-            row = example.row
+        row = example.row
+        if row.get("rule") in RULES and isinstance(row.get("rule_value"), str):
             line |= {"rule": row["rule"], "follows": follows(row["rule"], row["rule_value"], text)}
         result.append(line)
     if is_first():

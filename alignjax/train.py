@@ -37,16 +37,18 @@ def train(config: configs.SFT | configs.DPO) -> int:
 def _train(config: configs.SFT | configs.DPO) -> int:
     import jax
 
-    from alignjax import checkpoint, optim, processes, report, samples
+    from alignjax import checkpoint, metrics, optim, processes, report, samples
     from alignjax.loop import fit
     from alignjax.models.decoder import abstract
     from alignjax.progress import phase, say
+    from alignjax.reference import fingerprint
     from alignjax.resume import record
     from alignjax.run import baseline, is_complete, prepare, stored_baseline
     from alignjax.step import State, init_state
     from alignjax.weights.safetensors import export
     from alignjax.weights.source import decoder_config, load
 
+    processes.on_first(lambda: metrics.check(config))
     manager = checkpoint.open_manager(config)
     first = manager.latest_step() or 0
     run = prepare(config, first)
@@ -58,7 +60,16 @@ def _train(config: configs.SFT | configs.DPO) -> int:
     if not first or before is None or not is_complete(run, base):
         with phase("loading weights"):
             model = jax.block_until_ready(load(run.source))
-        base = base if is_complete(run, base) else baseline(run, model)
+        weights = fingerprint(model)
+        if base and base.weights != weights:
+            if first:
+                raise ValueError(
+                    f"{run.directory}: this run is at step {first} of other weights than those of "
+                    f"{run.source.path}; name the model that it started from, or choose another "
+                    "--run_dir."
+                )
+            base = before = None  # of a start that saved nothing
+        base = base if is_complete(run, base) else baseline(run, model, weights)
         before = samples.sample(run, model, 0) if before is None else before
     if first:
         del model

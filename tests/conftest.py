@@ -200,6 +200,7 @@ def tokens_of(tokens, trained, offsets, sides: int, key: str = ""):
         units=["line"],
         sources=[""],
         columns=[],
+        largest_token=int(np.max(tokens, initial=-1)),
         counts={"read": items, "kept": items},
         sides=sides,
         key=key,

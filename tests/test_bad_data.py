@@ -297,6 +297,13 @@ def test_a_path_that_leads_nowhere(refusal, path, problem):
     assert refusal(f"--data.path={path}") == f"data.path={path}: {problem}"
 
 
+def test_names_that_are_too_long_together_for_one(refusal):
+    names = [f"{letter * 200}.jsonl" for letter in "abc"]
+    assert refusal(f"--data.path={','.join(names)}") == (
+        f"data.path={names[0]}: there is no such file or directory."
+    )
+
+
 def test_a_directory_without_data(root, refusal):
     (root / "bare").mkdir()
     assert refusal(f"--data.path={root / 'bare'}") == (

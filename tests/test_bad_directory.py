@@ -1,5 +1,7 @@
 """A run directory or disk that a run cannot go on with: one sentence, and what was saved stays."""
 
+import json
+import math
 import os
 import re
 import shutil
@@ -9,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import tiny_config, write_model, write_pairs
+from conftest import hf_config, tiny_config, write_model, write_pairs
 from refusals import LAYERS, ended, prepare
-from running import arguments, environment, launch, untimed
+from running import arguments, environment, launch, metrics_of, untimed
 
 from alignjax import lock
 
@@ -86,12 +88,49 @@ def test_other_data(run, trained, tmp_path):
 
 
 def test_another_model(run, trained, tmp_path):
-    write_model(tmp_path / "wide", tiny_config(layers=LAYERS, mlp_size=128))
+    write_model(tmp_path / "wide", tiny_config(layers=LAYERS, mlp_size=128, rope_theta=777.0))
+    assert refused(run, trained, f"--model.path={tmp_path / 'wide'}") == (
+        f"{trained}: this run is at step 5 of another model than {tmp_path / 'wide'}: mlp_size was "
+        "64, is 128; rope_theta was 500000.0, is 777.0; name that model again, or choose another "
+        "--run_dir."
+    )
+
+
+def test_a_checkpoint_of_another_model(run, trained, tmp_path):
+    """The directory says nothing of it: its checkpoints were copied from elsewhere."""
+    wide = tiny_config(layers=LAYERS, mlp_size=128)
+    write_model(tmp_path / "wide", wide)
+    (trained / "model/config.json").write_text(json.dumps(hf_config(wide)))
     assert refused(run, trained, f"--model.path={tmp_path / 'wide'}") == (
         f"{trained}/checkpoints/5: the checkpoint holds model.blocks.down with shape (1, 32, 64), "
         "but this run needs it with shape (1, 32, 128): the run directory belongs to another model "
         "or optimizer; choose another --run_dir, or delete it."
     )
+
+
+def test_a_baseline_of_other_weights_is_made_again(run, whole, root, tmp_path):
+    """A start that saved nothing, then a new model under the old name."""
+    model = Path(shutil.copytree(root / "model", tmp_path / "model"))
+    options = (*STEPS, f"--model.path={model}", "--batch.max-steps=1")
+    assert run(tmp_path / "run", *options) == (0, "")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    write_model(model, tiny_config(layers=LAYERS, rope_theta=777.0), seed=1)
+    assert run(tmp_path / "run", *options) == (0, "")
+    first = metrics_of(tmp_path / "run")[1]
+    assert first["step"] == 1 and first["loss"] == pytest.approx(math.log(2), abs=2e-6)
+    assert json.loads((tmp_path / "run/model/config.json").read_text())["rope_theta"] == 777
+
+
+def test_a_run_can_be_ended_where_it_stands(run, tmp_path):
+    constant = ("--optimizer.schedule=constant", "--optimizer.warmup-ratio=0")
+    assert run(tmp_path, *STEPS, *constant, "--batch.max-steps=3") == (0, "")
+    shutil.rmtree(tmp_path / "checkpoints/3")
+    (tmp_path / "eval/step-3.npy").unlink()
+    lines = metrics_of(tmp_path)
+    assert run(tmp_path, *STEPS, *constant, "--batch.max-steps=2") == (0, "")
+    ended = metrics_of(tmp_path)
+    assert [line["step"] for line in ended] == [0, 1, 2] and ended[:2] == lines[:2]
+    assert set(ended[2]) == set(lines[3]) and ended[2]["loss"] == lines[2]["loss"]
 
 
 def test_a_second_run(run, trained):
@@ -119,12 +158,12 @@ def test_a_checkpoint_that_is_damaged(root, trained):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of 2.2 MB, and a function that gives it another size."""
+    """A file system of 1.5 MB, and a function that gives it another size."""
     at = tmp_path / "disk"
     at.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o"]
     if subprocess.run(
-        [*mount, "size=2200k", "tmpfs", at], check=False, capture_output=True
+        [*mount, "size=1500k", "tmpfs", at], check=False, capture_output=True
     ).returncode:
         pytest.skip("mounting a tmpfs needs root")
     yield at, lambda size: subprocess.run([*mount, f"remount,size={size}", at], check=True)

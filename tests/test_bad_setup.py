@@ -69,6 +69,10 @@ def not_a_number(tensors: dict) -> None:
     tensors["model.norm.weight"][3] = np.nan
 
 
+def fewer_words(tensors: dict) -> None:
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:64].copy()
+
+
 def pickled(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
 
@@ -134,6 +138,11 @@ MODELS = {
         "{0}: lm_head.weight differs from model.embed_tokens.weight, but config.json ties them; "
         "set tie_word_embeddings to false there.",
     ),
+    "fewer words than its tokenizer": (
+        lambda model: (configured(vocab_size=64)(model), stored(fewer_words)(model)),
+        "{0}: the tokenizer gives token 93 ('y'), but the embedding has 64 rows; use the tokenizer "
+        "that belongs to the model, or resize the embedding.",
+    ),
     "weights that are no numbers": (
         stored(not_a_number),
         "{0}/model.safetensors: model.norm.weight holds values that are not finite (NaN or "
@@ -187,16 +196,25 @@ SETTINGS = {
         "model.path=nowhere: there is no such file or directory, and it is neither ORG/NAME on the "
         "hub nor one of: smollm2-135m-instruct."
     ),
+    ("--model.path=models/my model",): (
+        "model.path=models/my model: the hub did not give it (Repo id must use alphanumeric chars, "
+        "'-', '_' or '.'. The name cannot start or end with '-' or '.' and the maximum length is "
+        "96: 'models/my model'.)."
+    ),
     ("--model.path=",): "model.path is empty: name a model directory, ORG/NAME or GGUF file.",
     ("--data.path=",): "data.path is empty: name files, a dataset directory or ORG/NAME.",
     ("--batch.rows=4",): "set exactly one of batch.pairs and batch.rows to more than 0.",
     ("--batch.pairs=0",): "set exactly one of batch.pairs and batch.rows to more than 0.",
-    ("--batch.pairs=-4",): "batch.pairs=-4: it cannot be negative.",
+    ("--batch.pairs=-4",): "batch.pairs=-4: it must be at least 0.",
     ("--batch.sequences=4",): (
         "batch.sequences is not for this stage; use batch.pairs or batch.rows."
     ),
     ("--batch.epochs=0",): "batch.epochs=0: it must be at least 1.",
-    ("--checkpoint.every=0",): "checkpoint.every must be at least 1.",
+    ("--checkpoint.every=0",): "checkpoint.every=0: it must be at least 1.",
+    ("--seed=-1",): "seed=-1: it must be at least 0 and at most 4.29497e+09.",
+    ("--label-smoothing=0.6",): "label_smoothing=0.6: it must be at least 0 and at most 0.5.",
+    ("--compute.vocab-chunk=0",): "compute.vocab_chunk=0: it must be at least 1.",
+    ("--samples.batch=0",): "samples.batch=0: it must be at least 1.",
     ("--data.max-length=1",): (
         "data.max_length=1: it must be at least 2, for a token and what comes before it."
     ),
@@ -205,7 +223,9 @@ SETTINGS = {
     ),
     ("--data.eval-fraction=1",): "data.eval_fraction=1.0: it must be at least 0 and below 1.",
     ("--model.chat-template=nowhere.jinja",): (
-        "model.chat_template=nowhere.jinja: there is no such file."
+        "model.chat_template=nowhere.jinja: there is no such file, nor is it one of: chatml, "
+        "gemma, llama2, llama3, mistral, mistral-v3, mistral-v3-tekken, mistral-v7, tulu, vicuna, "
+        "zephyr."
     ),
     ("--mesh.tensor=3",): (
         "mesh replica=1 x fsdp=-1 x tensor=3 does not fit 8 devices: make the product 8, or set "
@@ -213,7 +233,7 @@ SETTINGS = {
     ),
     ("--mesh.tensor=8",): (
         "The model's attention heads (4) cannot be split over mesh.tensor=8; sizes that work for "
-        "this model: 1, 2."
+        "this model: 1, 2, 4."
     ),
     ("--checkpoint.best=eval_loss",): (
         "checkpoint.best='eval_loss': write a metric and :min or :max, such as eval_loss:min."

@@ -84,5 +84,5 @@ def test_divergence_and_ctrl_c_have_codes_of_their_own(capsys):
     )
     assert ended(capsys, raising(KeyboardInterrupt())) == (
         130,
-        "stopped: nothing of this start was saved; the same command starts again.\n",
+        "stopped: what was saved stays, and the same command goes on from there.\n",
     )

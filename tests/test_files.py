@@ -163,3 +163,15 @@ def test_location_tells_a_disk_from_a_bucket(tmp_path):
     there = files.location("gs://bucket/run")
     assert files.is_remote(there) and not files.is_remote(tmp_path)
     assert os.fspath(there / "a.json") == "gs://bucket/run/a.json"
+
+
+def test_home_and_here_are_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.location("~/run") == tmp_path / "run"
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with files.whole_directory(Path()) as partial:
+        (partial / "a").write_text("1")
+    assert (here / "a").read_text() == "1"
+    assert [file.name for file in tmp_path.iterdir()] == ["here"]

@@ -181,6 +181,36 @@ def test_processes_agree_and_read_their_own_rows(tmp_path):
     )
 
 
+ALONE = """
+import sys
+from alignjax import command, processes
+
+def main():
+    processes.join()
+    import jax
+    if jax.process_index() == int(sys.argv[1]):
+        raise ValueError("a mistake that only one process sees.")
+    processes.on_first(lambda: 0) if int(sys.argv[1]) else jax.numpy.zeros(1)
+    processes.in_turn(lambda: 0)
+    return 0
+
+# Only a `raise` of alignjax's own counts as worded; this stands for one.
+command.is_worded = lambda error: True
+sys.exit(command.run(main))
+"""
+
+
+@pytest.mark.parametrize("alone", [0, 1])
+def test_a_process_that_fails_alone_says_so_and_ends_at_once(tmp_path, alone):
+    command = [sys.executable, "-c", ALONE, str(alone)]
+    started = start(command, environment(tmp_path), 2, tmp_path / "logs")
+    assert started[alone].process.wait(60) == 2
+    for running in started:
+        running.process.kill()
+    said = finish(started)[1][alone]
+    assert said.endswith(f"process {alone}: error: a mistake that only one process sees.\n")
+
+
 def test_an_address_without_numbers_is_refused():
     code = "import os; os.environ['JAX_COORDINATOR_ADDRESS'] = 'x:1'\n"
     code += "os.environ['JAX_NUM_PROCESSES'] = 'two'\n"

@@ -157,6 +157,18 @@ def test_directory_without_data_is_refused(tmp_path):
     )
 
 
+def test_files_of_a_directory_that_are_passed_over_are_named(tmp_path):
+    names = ("train.jsonl", "test.jsonl", "extra.jsonl", "more.jsonl.zst", "x.csv", "README.md")
+    for name in names:
+        write(tmp_path / name, [])
+    write(tmp_path / "data/train.jsonl", [])
+    passed = [
+        f"{tmp_path}/{name}" for name in ("data/train.jsonl", "extra.jsonl", "more.jsonl.zst")
+    ]
+    assert sources.unread(Data(path=str(tmp_path))) == [*passed, f"{tmp_path}/x.csv"]
+    assert sources.unread(Data(path=str(tmp_path / "train.jsonl"))) == []
+
+
 # Saved datasets
 
 

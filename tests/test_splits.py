@@ -9,7 +9,7 @@ from conftest import SHARED_DATA
 from datafiles import asking, fake_hub, read, refusal, saved_splits, write
 
 from alignjax.config import Data
-from alignjax.data import sources
+from alignjax.data import sources, splits
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +169,7 @@ def test_hashed_split_is_the_same_in_every_process_and_order(tmp_path):
 )
 def test_hash_keeps_its_values(row, value):
     """A change would move rows between training and held-out data of runs that exist."""
-    assert sources._hash01(row) == value
+    assert splits.hash01(row) == value
 
 
 @pytest.mark.parametrize(

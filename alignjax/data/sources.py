@@ -7,18 +7,18 @@ A source either has splits of its own, one of which is read, or its rows are div
 import glob
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignjax.config import Data
 from alignjax.data import formats
-from alignjax.data.conversations import is_answer
 from alignjax.data.formats import Place, Record, first_line
+from alignjax.data.splits import choose_split, hash01, may_divide, must_exist, no_split
 
 _ABOUT_DATA = ("dataset_info.json", "dataset_infos.json")  # of a hub's dataset; they hold no rows
+_OTHER_DATA = (".csv", ".tsv", ".txt", ".xml", ".zst", ".xz", ".bz2", ".zip", ".tar")
 _SHARD = re.compile(r"-\d{5}-of-")  # behind a split's name, as in train-00000-of-00003.parquet
 _SPLIT_WORD = re.compile(r"(train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?)(?![a-z])")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
@@ -66,7 +66,7 @@ def read(data: Data, held_out: bool) -> Iterator[Row]:
     first: tuple[Place, bool] | None = None  # the first divided row, and whether it has a `split`
     others: set[str] = set()  # splits that rows name and that were not asked for
     found = False
-    share = data.eval_fraction if _may_divide(data) else 0.0
+    share = data.eval_fraction if may_divide(data) else 0.0
     for source in _sources(data, held_out):
         for place, values, problem in source.records():
             if values is None or source.own_split or from_elsewhere:
@@ -79,15 +79,15 @@ def read(data: Data, held_out: bool) -> Iterator[Row]:
                 yield Row(place, None, _uneven(place, *first), not held_out)
                 continue
             if split is None:
-                in_split = (_hash01(values) < share) == held_out
+                in_split = (hash01(values) < share) == held_out
             else:
                 in_split = split == wanted
                 if len(others) < 10 and not in_split:
                     others.add(str(split))
             found |= in_split
             yield Row(place, values, "", in_split)
-    if first and first[1] and not found and _must_exist(data, held_out):
-        raise _no_split(title(data, held_out), wanted, sorted(others), held_out)
+    if first and first[1] and not found and must_exist(data, held_out):
+        raise no_split(title(data, held_out), wanted, sorted(others), held_out)
 
 
 def _uneven(place: Place, first: Place, first_has_split: bool) -> str:
@@ -98,71 +98,55 @@ def _uneven(place: Place, first: Place, first_has_split: bool) -> str:
     )
 
 
-# Splits
-
-
-def _choose_split(name: str, splits: Sequence[str], data: Data, held_out: bool) -> tuple[str, bool]:
-    """The split to read of a source that has its own ("": none), and whether to take all of it.
-
-    Where no split is held out, `data.eval_fraction` divides the training split instead.
-    """
-    divided = _may_divide(data) and data.eval_split not in splits
-    wanted = data.eval_split if held_out and not divided else data.split
-    if wanted in splits:
-        return wanted, not divided
-    if len(splits) == 1 and held_out and not _must_exist(data, held_out):
-        return "", True
-    raise _no_split(name, wanted, splits, held_out and not divided)
-
-
-def _may_divide(data: Data) -> bool:
-    """Whether a share of the training rows is held out where no split is."""
-    return data.eval_fraction > 0 and not data.eval_path
-
-
-def _must_exist(data: Data, held_out: bool) -> bool:
-    """Whether a missing split is an error: a run without held-out rows is none."""
-    return not held_out or bool(data.eval_path) or data.eval_split != Data.eval_split
-
-
-def _no_split(name: str, wanted: str, splits: Sequence[str], held_out: bool) -> ValueError:
-    key = "data.eval_split" if held_out else "data.split"
-    listed = f"there is {splits[0]}" if len(splits) == 1 else f"there are {', '.join(splits)}"
-    return ValueError(f"{name}: there is no split {wanted}; {listed}: set {key}.")
-
-
-def _hash01(row: dict) -> float:
-    """A number in [0, 1) that the row's prompt decides: rows of one prompt fall together."""
-    own = row.get("prompt") or row.get("messages") or row.get("conversations") or _instruction(row)
-    prompt = own or row.get("chosen")
-    if isinstance(prompt, list):
-        prompt = [message for message in prompt if not is_answer(message)][:2]
-    elif not own and isinstance(prompt, str):
-        prompt = os.path.commonprefix([prompt, str(row.get("rejected"))])
-    text = json.dumps(prompt, sort_keys=True, default=str)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
-def _instruction(row: dict) -> object:
-    """The first question of an Alpaca row: later turns of one conversation belong to it."""
-    match row.get("history"):
-        case [[str(question), *_], *_]:
-            return question
-    asked, text = row.get("instruction"), row.get("input")
-    return f"{asked}\n{text}" if asked and text else asked
-
-
 # What a path names
 
 
 def _sources(data: Data, held_out: bool) -> list[_Source]:
-    path = title(data, held_out)
     key = "data.eval_path" if held_out and data.eval_path else "data.path"
-    whole = Path(path).expanduser().exists()
-    names = [path] if whole else [name.strip() for name in path.split(",") if name.strip()]
+    names = _names(title(data, held_out))
     if not names:
         raise ValueError(f"{key} is empty: name a file, directory or dataset of rows.")
     return [source for name in names for source in _resolve(name, key, data, held_out)]
+
+
+def _names(path: str) -> list[str]:
+    return [path] if _exists(path) else [name.strip() for name in path.split(",") if name.strip()]
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except OSError:  # many names with commas between can be too long for one
+        return False
+
+
+def unread(data: Data) -> list[str]:
+    """Files in directories that `data` names which look like data and of which no row is read.
+
+    Their format is not read, or their names tell a split that was not asked for.
+    """
+    found = []
+    for path in dict.fromkeys(path for path in (data.path, data.eval_path) if path):
+        for directory in (Path(name).expanduser() for name in _names(path)):
+            if not directory.is_dir() or _is_saved(directory):
+                continue
+            taken = {
+                file
+                for held_out in (False, True)
+                if title(data, held_out) == path
+                for file, _ in _chosen_files(directory, data, held_out)
+            }
+            found += [
+                str(file)
+                for file in sorted([*directory.glob("*"), *directory.glob("data/*")])
+                if file not in taken and _looks_like_data(file)
+            ]
+    return found
+
+
+def _looks_like_data(file: Path) -> bool:
+    known = formats.kind(file) or file.suffix.lower() in _OTHER_DATA
+    return bool(known) and file.is_file() and file.name not in _ABOUT_DATA
 
 
 def _resolve(name: str, key: str, data: Data, held_out: bool) -> list[_Source]:
@@ -200,10 +184,19 @@ def _directory(directory: Path, data: Data, held_out: bool) -> list[_Source]:
     """A saved dataset, or a directory of data files, whose names may tell splits."""
     if (directory / "state.json").is_file():
         return [_saved(directory, False)]
-    if (directory / "dataset_dict.json").is_file():
+    if _is_saved(directory):
         splits = _json_file(directory / "dataset_dict.json", "splits")
-        split, own = _choose_split(str(directory), splits, data, held_out)
+        split, own = choose_split(str(directory), splits, data, held_out)
         return [_saved(directory / split, own)] if split else []
+    return [_file(file, own) for file, own in _chosen_files(directory, data, held_out)]
+
+
+def _is_saved(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _chosen_files(directory: Path, data: Data, held_out: bool) -> list[tuple[Path, bool]]:
+    """The files of a directory to read, and whether a file is a split of its own."""
     files = _data_files(directory) or _data_files(directory / "data")
     if not files:
         raise ValueError(
@@ -216,9 +209,9 @@ def _directory(directory: Path, data: Data, held_out: bool) -> list[_Source]:
         splits.setdefault(_split_name(file), []).append(file)
     names = {data.split, data.eval_split}
     if len(splits) == 1 or not any(s in names or _SPLIT_WORD.match(s) for s in splits):
-        return [_file(file) for file in files]
-    split, own = _choose_split(str(directory), list(splits), data, held_out)
-    return [_file(file, own) for file in splits[split]]
+        return [(file, False) for file in files]
+    split, own = choose_split(str(directory), list(splits), data, held_out)
+    return [(file, own) for file in splits[split]] if split else []
 
 
 def _data_files(directory: Path) -> list[Path]:
@@ -276,18 +269,18 @@ def _hub(name: str, key: str, data: Data, held_out: bool) -> list[_Source]:
     """A split of a hub's dataset, ORG/NAME or ORG/NAME:SUBSET."""
     wanted = data.eval_split if held_out else data.split
     first = (
-        data.eval_split if _may_divide(data) else wanted
+        data.eval_split if may_divide(data) else wanted
     )  # whether it exists decides how rows divide
     dataset, splits = _load(name, key, first)
     split, own = wanted, True
     if dataset is None:
-        split, own = _choose_split(name, splits, data, held_out)
+        split, own = choose_split(name, splits, data, held_out)
     if not split:
         return []
     if split != first:
         dataset, splits = _load(name, key, split)
     if dataset is None:
-        raise _no_split(name, split, splits, held_out)
+        raise no_split(name, split, splits, held_out)
     place = f"{name}, split {split}"
 
     def identity() -> str:

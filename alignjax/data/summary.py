@@ -5,17 +5,14 @@ from pathlib import Path
 from rich.table import Table
 
 from alignjax.config import DPO, SFT
+from alignjax.data import sources
 from alignjax.data.tokens import TokenSet
-from alignjax.files import write_whole
-from alignjax.processes import is_first
+from alignjax.files import remove_directory, write_whole
 from alignjax.progress import console
 
 
 def show_rows(config: SFT | DPO, directory: Path, sets: dict[str, TokenSet]) -> None:
-    """Prints rows read, kept and dropped by reason of each set, by what a user calls it.
-
-    Rows that were passed over as bad are listed in `bad_rows/` of the run directory.
-    """
+    """Prints rows read, kept and dropped by reason of each set, by what a user calls it."""
     table = Table(title=f"rows of {config.data.path}", title_justify="left")
     table.add_column("", overflow="fold")
     for name in sets:
@@ -28,10 +25,22 @@ def show_rows(config: SFT | DPO, directory: Path, sets: dict[str, TokenSet]) -> 
     table.add_row("tokens", *tokens)
     table.add_row("trained tokens", *trained)
     console.print(table)
+    if unread := sources.unread(config.data):
+        console.print(f"not read, by their names: {', '.join(unread)}")
     for name, part in sets.items():
         if part.columns:
             console.print(f"{name}: with columns {', '.join(part.columns)}")
-        if part.bad_rows_file and is_first():
-            listing = directory / "bad_rows" / f"{name.replace(' ', '_')}.jsonl"
-            write_whole(listing, part.bad_rows_file.read_bytes())
-            console.print(f"bad rows of {name} are listed in {listing}")
+        if part.bad_rows_file:
+            console.print(f"bad rows of {name} are listed in {_listing(directory, name)}")
+
+
+def list_bad_rows(directory: Path, sets: dict[str, TokenSet]) -> None:
+    """Writes what was skipped, and why, into `bad_rows/` of the run directory."""
+    remove_directory(directory / "bad_rows")
+    for name, part in sets.items():
+        if part.bad_rows_file:
+            write_whole(_listing(directory, name), part.bad_rows_file.read_bytes())
+
+
+def _listing(directory: Path, name: str) -> Path:
+    return directory / "bad_rows" / f"{name.replace(' ', '_')}.jsonl"

@@ -23,7 +23,7 @@ from alignjax.data.formats import Place
 from alignjax.files import whole_directory
 from alignjax.weights.safetensors import COMPANIONS
 
-_VERSION = 2  # of what is stored; a change makes every cache anew
+_VERSION = 3  # of what is stored; a change makes every cache anew
 _CHUNK = 1000  # sides encoded together, enough to keep all cores at work
 _ARRAYS = {
     "tokens": np.int32,
@@ -56,6 +56,7 @@ class TokenSet:
     units: list[str]  # of each file: what its rows are called, "line" or "row"
     sources: list[str]  # "" where a row names none
     columns: list[str]  # those of margin, weight and source that rows have
+    largest_token: int  # -1 where there is none
     counts: dict[str, int]  # rows read, left out by reason, changed, and kept
     sides: int
     key: str  # what the tokens depend on
@@ -188,6 +189,7 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
     files: dict[tuple[str, str], int] = {}  # with the unit of its rows -> index
     names: dict[str, int] = {}  # of sources -> index
     columns: set[str] = set()
+    largest = -1
     found = _read(data, stage, held_out)
     end = 0
     with ExitStack() as opened:
@@ -207,6 +209,7 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
                 values["source"].append(names.setdefault(source, len(names)))
                 for ids, mask in item:
                     end += len(ids)
+                    largest = max(largest, int(ids.max()))
                     values["offsets"].append(end)
                     out["tokens"].write(ids.data)
                     out["trained"].write(mask.data)
@@ -217,6 +220,7 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
         "units": [unit for _, unit in files],
         "sources": list(names),
         "columns": [name for name in ("margin", "weight", "source") if name in columns],
+        "largest_token": largest,
         "counts": _in_order(counts),
     }
     (directory / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
