@@ -25,6 +25,7 @@ class Compute:
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"  # of gradients summed over devices
     remat: Literal["none", "dots", "full"] = "full"  # what a layer recomputes in the backward pass
     vocab_chunk: int = 4096  # vocabulary entries whose logits exist at one time
+    attention: Literal["auto", "blocks", "splash", "triton"] = "auto"  # TPU splash, GPU triton
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from alignjax import config as configs
 from alignjax import evaluation, reference
 from alignjax.data.batches import PackedSteps, packed_steps
-from alignjax.data.chat import load_tokenizer
+from alignjax.data.chat import end_of_turn_id, load_tokenizer
 from alignjax.data.packing import plan_training
 from alignjax.data.summary import list_bad_rows, show_rows
 from alignjax.data.tokens import TokenSet, token_set
@@ -42,8 +42,8 @@ class Run:
     rows: int  # of a micro-batch
 
     def eos_ids(self) -> list[int]:
-        """Every token that ends an answer, by generation config, model config and tokenizer."""
-        found = {self.tokenizer.eos_token_id}
+        """Every token that ends an answer, by template, generation config and model config."""
+        found = {self.tokenizer.eos_token_id, end_of_turn_id(self.tokenizer)}
         generation = self.source.tokenizer_dir / "generation_config.json"
         stored = [self.source.config.get("eos_token_id")]
         if generation.is_file():

@@ -18,6 +18,8 @@ from templates import (
     user,
 )
 
+from alignjax.data import chat
+
 
 def trained_runs(tokenizer, ids: list[int], mask: list[bool]) -> list[str]:
     """The text of each unbroken run of trained tokens."""
@@ -165,6 +167,25 @@ def test_only_the_first_special_token_behind_an_answer_is_trained():
     assert tokenizer.decode(ids).endswith("<|im_end|>\n<|endoftext|>\n")
 
 
+def test_an_added_token_that_is_not_special_ends_a_turn_only_where_no_special_one_does():
+    tokenizer = chatml()
+    tokenizer.add_tokens(["\n\n", "###"])  # as Gemma has runs of newlines
+    for behind, end in (("\n\n<|im_end|>", "\n\n<|im_end|>"), ("\n### ", "\n###")):
+        tokenizer.chat_template = CHATML.replace("'<|im_end|>' ", repr(behind))
+        ids, mask = encode(tokenizer, [ASK, TELL])
+        assert trained_runs(tokenizer, ids, mask) == ["The sky is blue." + end]
+
+
+def test_the_token_that_ends_a_turn():
+    for make, end in ((chatml, "<|im_end|>"), (llama_2, "</s>"), (gemma, "<end_of_turn>")):
+        tokenizer = make()
+        assert chat.end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids(end)
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "###")
+    assert chat.end_of_turn_id(tokenizer) is None
+    tokenizer.chat_template = None
+    assert chat.end_of_turn_id(tokenizer) is None
+
+
 def test_turns_after_the_last_answer_are_untrained():
     tokenizer = chatml()
     ids, mask = encode(tokenizer, [ASK, TELL, ASK2], train_on="last")
@@ -191,8 +212,8 @@ def test_missing_template_is_told():
     tokenizer = chatml()
     tokenizer.chat_template = None
     assert refusal(tokenizer, [ASK, TELL]) == (
-        f"{WHERE}: the model has no chat template; name one with --model.chat_template=FILE, or "
-        "set data.strings=plain for plain text."
+        f"{WHERE}: the model has no chat template; name one with --model.chat_template=NAME "
+        "(or a file), or set data.strings=plain for plain text."
     )
 
 

@@ -23,6 +23,7 @@ from templates import (
     user,
 )
 from tokenizers import Tokenizer, models, normalizers, processors, trainers
+from transformers import AutoTokenizer
 
 from alignjax.data import chat, rows
 from alignjax.data.formats import Place
@@ -228,12 +229,25 @@ def test_load_tokenizer_refusals(tmp_path):
     chatml().save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError) as caught:
         chat.load_tokenizer(tmp_path / "model", "none.jinja")
-    assert str(caught.value) == "model.chat_template=none.jinja: there is no such file."
+    said = "model.chat_template=none.jinja: there is no such file, nor is it one of: chatml, "
+    assert str(caught.value).startswith(said)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError) as caught:
         chat.load_tokenizer(tmp_path / "empty")
     assert str(caught.value).startswith(f"{tmp_path / 'empty'}: its tokenizer does not load (")
     assert "\n" not in str(caught.value)
+
+
+def test_a_package_that_a_tokenizer_needs_is_told(tmp_path, monkeypatch):
+    def needs(*arguments, **options):
+        raise ImportError("\nreading tekken.json needs mistral-common.\nInstall it.")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", needs)
+    with pytest.raises(ValueError) as caught:
+        chat.load_tokenizer(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: its tokenizer does not load (reading tekken.json needs mistral-common.)."
+    )
 
 
 def test_truncation_and_padding_of_the_tokenizers_file_are_off(tmp_path):

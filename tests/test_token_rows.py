@@ -223,8 +223,8 @@ def test_a_missing_template_is_no_rows_fault(tmp_path, tokenizer, tokenizer_dir)
     tokenizer.chat_template = None
     path = write(tmp_path / "d.jsonl", PAIRS)
     assert refusal(path, tokenizer, tokenizer_dir, tmp_path, on_bad_row="skip") == (
-        f"{path}, line 1: the model has no chat template; name one with --model.chat_template=FILE,"
-        " or set data.strings=plain for plain text."
+        f"{path}, line 1: the model has no chat template; name one with --model.chat_template=NAME "
+        "(or a file), or set data.strings=plain for plain text."
     )
 
 

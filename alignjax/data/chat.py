@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
+from alignjax import templates
 from alignjax.data.rows import Side
 
 _MARK = "\x02the answer\x03"  # stands for an answer while the text around it is found
@@ -19,20 +20,25 @@ Encoded = tuple[np.ndarray, np.ndarray]  # int32 ids; bool, whether each is trai
 
 
 def load_tokenizer(directory: Path, chat_template: str = ""):
-    """A model directory's fast tokenizer; `chat_template` names a file that replaces its own."""
+    """A model directory's fast tokenizer, with a chat template by name or file in place of its own.
+
+    Raises ValueError where there is none, or `templates.choose` refuses the template.
+    """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (ValueError, OSError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory,
+            trust_remote_code=False,
+            mistral_format=False,  # else a tekken.json is read by mistral-common, if installed
+        )
+    except (ValueError, OSError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"{directory}: its tokenizer does not load ({first}).") from None
     if not tokenizer.is_fast:
         raise ValueError(f"{directory}: there is no tokenizer.json; a fast tokenizer is needed.")
     if chat_template:
-        if not Path(chat_template).is_file():
-            raise ValueError(f"model.chat_template={chat_template}: there is no such file.")
-        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = templates.choose(tokenizer, chat_template)
     # Both can stand in tokenizer.json; what is too long, and where padding goes, is decided here.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -42,6 +48,16 @@ def load_tokenizer(directory: Path, chat_template: str = ""):
 def render(tokenizer, messages: list[dict], generate: bool = False) -> str:
     """A conversation as the text the model sees; `generate` adds the next answer's header."""
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+
+
+def end_of_turn_id(tokenizer) -> int | None:
+    """The token that ends an answer under the chat template; None if there is no such token."""
+    if not tokenizer.chat_template:
+        return None
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+    tail = render(tokenizer, messages).partition(_MARK)[2]
+    ids = tokenizer.encode(tail[: _end_of_turn(tokenizer, tail)], add_special_tokens=False)
+    return ids[-1] if ids else None
 
 
 def encode_sides(
@@ -138,7 +154,7 @@ def _encode_chats(
     if not tokenizer.chat_template:
         raise ValueError(
             f"{sides[0][1]}: the model has no chat template; name one with "
-            "--model.chat_template=FILE, or set data.strings=plain for plain text."
+            "--model.chat_template=NAME (or a file), or set data.strings=plain for plain text."
         )
     texts: list[str | ValueError] = []
     spans: list[list[tuple[int, int]]] = []
@@ -229,10 +245,15 @@ def _find_end(
 
 
 def _end_of_turn(tokenizer, tail: str) -> int:
-    """Characters behind an answer that end its turn: through the first special token."""
-    ends = [
-        tail.index(token) + len(token)
-        for token in tokenizer.all_special_tokens + list(tokenizer.get_added_vocab())
-        if token in tail
-    ]
-    return min(ends, default=0)
+    """Characters behind an answer that end its turn: through the first special token.
+
+    An added token that is not marked as special counts where no special one follows: of those there
+    can be thousands, runs of newlines among them.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    special = [token.content for token in added if token.special]
+    for tokens in (tokenizer.all_special_tokens + special, [token.content for token in added]):
+        ends = [tail.index(token) + len(token) for token in tokens if token in tail]
+        if ends:
+            return min(ends)
+    return 0
