@@ -1,6 +1,7 @@
 """Converts a model: `python -m alignjax.convert --src=MODEL --dst=DIR [--to=hf|orbax]`.
 
-Imports no jax: the command parses its arguments before anything slow is imported.
+Started on several processes, as training is, they share the work. Imports no jax: the command
+parses its arguments before anything slow is imported.
 """
 
 import math
@@ -25,6 +26,7 @@ class Convert:
     to: Literal["hf", "orbax"] = "hf"  # orbax: config.json and weights/, an Orbax checkpoint
     dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"  # source: each its own
     shard_bytes: int = 5_000_000_000  # hf: largest safetensors file, bytes
+    check: bool = False  # compare logits of both afterwards, one by transformers; needs torch
 
 
 def main() -> int:
@@ -34,6 +36,11 @@ def main() -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the weights never go to an accelerator
+    from alignjax import processes
+    from alignjax.progress import only_first_process
+
+    processes.join()
+    only_first_process(jax.process_index())
     return convert(args)
 
 
@@ -46,7 +53,7 @@ def parse(arguments: Sequence[str] | None = None) -> Convert:
         prog="python -m alignjax.convert",
         description="python -m alignjax.convert --src=MODEL --dst=DIR [--key=value ...]",
         args=arguments,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed),
     )
 
 
@@ -84,34 +91,66 @@ def _check_space(args: Convert, need: int) -> None:
 def convert(args: Convert) -> int:
     """Reads a model and writes it, nothing of it changed but what the arguments ask for."""
     from alignjax.files import location
+    from alignjax.processes import in_turn
     from alignjax.progress import gigabytes, phase, say
-    from alignjax.weights import orbax, safetensors
+    from alignjax.weights import orbax, orbax_write, safetensors
+    from alignjax.weights.compare import check_transformers
     from alignjax.weights.fetch import open_model
-    from alignjax.weights.source import check_tensors, watched
+    from alignjax.weights.source import check_tensors, size_of, watched
 
+    if args.check:
+        check_transformers()
     with phase(f"opening {args.src}"):
-        source = open_model(args.src, configs.cache_dir(configs.SFT()), "--src")
+        cache = configs.cache_dir(configs.SFT())
+        source = in_turn(lambda: open_model(args.src, cache, "--src"))
         check_tensors(source)
-    kinds = {name: safetensors.stored_dtype(source, name, args.dtype) for name in source.tensors}
-    counts = {name: math.prod(stored.shape) for name, stored in source.tensors.items()}
-    size = sum(n * source.tensors[name].dtype.itemsize for name, n in counts.items())
-    _check_space(args, sum(n * kinds[name].itemsize for name, n in counts.items()))
+    size = size_of(source)
+    in_turn(
+        lambda: _check_space(
+            args, sum(safetensors.size_as(source, name, args.dtype) for name in source.tensors)
+        )
+    )
     target = location(args.dst)
     started = time.monotonic()
     with phase("converting (GB)", math.ceil(size / 1e9)) as update:
         read = watched(source, update)
         if args.to == "hf":
-            safetensors.write_directory(read, target, args.dtype, args.shard_bytes)
+            beside = orbax.run_card(source)
+            safetensors.write_directory(read, target, args.dtype, args.shard_bytes, beside)
         else:
-            orbax.write_model(read, target, args.dtype)
+            orbax_write.write_model(read, target, args.dtype)
     seconds = time.monotonic() - started
     form = "a Hugging Face directory" if args.to == "hf" else "an Orbax model directory"
-    dtypes = " and ".join(sorted({kind.name for kind in kinds.values()}))
+    kinds = {safetensors.stored_dtype(source, name, args.dtype).name for name in source.tensors}
+    dtypes = " and ".join(sorted(kinds))
     say(
-        f"wrote {args.dst}, {form}: {len(source.tensors)} tensors in {dtypes}, {gigabytes(size)} "
-        f"read in {seconds:.1f} s ({size / 1e9 / seconds:.3f} GB/s)"
+        f"wrote {args.dst}, {form}: {len(source.tensors)} tensors in {dtypes}, "
+        f"{gigabytes(size)} read in {seconds:.1f} s ({size / 1e9 / seconds:.3f} GB/s)"
     )
+    if args.check:
+        _compare(args, source, in_turn(lambda: open_model(args.dst, cache, "--dst")))
     return 0
+
+
+# Largest mean KL divergence, nats a token: rounding of float32 sums, or of weights to --dtype.
+_MOST_KL = {"source": 1e-5, "other": 0.1}
+
+
+def _compare(args: Convert, source, written) -> None:
+    from alignjax.progress import phase, say
+    from alignjax.weights.compare import compare
+
+    with phase("checking"):
+        found = compare(source, written)
+    text = (
+        f"on {found.tokens} random tokens logits differ by at most {found.difference:.2g} (their "
+        f"standard deviation is {found.spread:.2g}), the mean KL divergence is {found.kl:.1e}, and "
+        f"{found.same:.1%} of the most likely next tokens are the same"
+    )
+    kind = "source" if args.dtype == "source" else "other"
+    if not found.kl <= _MOST_KL[kind] or kind == "source" and found.difference > found.spread / 100:
+        raise ValueError(f"--check: {args.dst} does not compute what {args.src} does: {text}.")
+    say(f"checked: {text}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Trains one stage: `python -m alignjax.train --config=NAME [--a.b=value ...]`."""
 
+import math
 import shlex
 import signal
 import sys
@@ -45,8 +46,9 @@ def _train(config: configs.SFT | configs.DPO) -> int:
     from alignjax.resume import record
     from alignjax.run import baseline, is_complete, prepare, stored_baseline
     from alignjax.step import State, init_state
+    from alignjax.weights.card import model_card
     from alignjax.weights.safetensors import export
-    from alignjax.weights.source import decoder_config, load
+    from alignjax.weights.source import decoder_config, load, size_of, watched
 
     processes.on_first(lambda: metrics.check(config))
     manager = checkpoint.open_manager(config)
@@ -58,8 +60,9 @@ def _train(config: configs.SFT | configs.DPO) -> int:
     before = samples.stored(run, 0)
     model = None
     if not first or before is None or not is_complete(run, base):
-        with phase("loading weights"):
-            model = jax.block_until_ready(load(run.source))
+        gigabytes = math.ceil(size_of(run.source) / jax.process_count() / 1e9)
+        with phase("loading weights (GB)", gigabytes) as update:
+            model = jax.block_until_ready(load(watched(run.source, update)))
         weights = fingerprint(model)
         if base and base.weights != weights:
             if first:
@@ -96,7 +99,11 @@ def _train(config: configs.SFT | configs.DPO) -> int:
         return 128 + signal.SIGTERM
     with phase("exporting"):
         target = run.directory / "export"
-        export(state.model, run.source, target, config.export.dtype, config.export.shard_bytes)
+        beside = {"README.md": model_card(configs.to_dict(config))}
+        if config.model.chat_template:
+            beside["chat_template.jinja"] = run.tokenizer.chat_template
+        how = config.export
+        export(state.model, run.source, target, how.dtype, how.shard_bytes, beside)
     after = samples.stored(run, done)
     after = samples.sample(run, state.model, done) if after is None else after
     if jax.process_index() == 0:

@@ -193,8 +193,11 @@ def test_a_file_that_cannot_be_written(model, tmp_path):
         text = refusal(model, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert text.startswith(f"{tmp_path}/.out.") and text.endswith("); see to the disk.")
-    assert "part-0: the file could not be written (" in text
+    assert re.fullmatch(
+        rf"{tmp_path}/\.out\.[^/]*\.partial/model\.safetensors: the file could not be written "
+        r"\(File too large\); see to the disk\.",
+        text,
+    )
 
 
 def test_sources_that_are_refused(model, tmp_path):
@@ -206,19 +209,19 @@ def test_sources_that_are_refused(model, tmp_path):
     config = model / "config.json"
     config.write_text(config.read_text().replace('"llama"', '"mamba"'))
     for to in ("hf", "orbax"):
-        assert refusal(model, out, f"--to={to}") == (
-            f"{model}: model_type 'mamba' is not supported; supported: 'llama'."
-        )
+        text = refusal(model, out, f"--to={to}")
+        assert text.startswith(f"{model}: model_type 'mamba' is not supported; supported: ")
 
 
 def test_a_shard_that_breaks_off_while_it_is_read(model, tmp_path):
     """Damage that shows late leaves no destination."""
     command.convert(command.parse([f"--src={model}", f"--dst={tmp_path / 'orbax'}", "--to=orbax"]))
-    chunks = max((tmp_path / "orbax/weights").rglob("d/*"), key=lambda file: file.stat().st_size)
-    chunks.write_bytes(chunks.read_bytes()[:100])
+    chunk = tmp_path / "orbax/weights/blocks.gate/2.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:100])
     for to in ("hf", "orbax"):
         text = refusal(tmp_path / "orbax", tmp_path / "out", f"--to={to}")
-        assert text.startswith(f"{tmp_path}/orbax/weights: ") and " cannot be read (" in text
+        name = "model.layers.2.mlp.gate_proj.weight"
+        assert text.startswith(f"{tmp_path}/orbax/weights: {name} cannot be read (")
 
 
 def test_a_mistake_is_one_sentence_and_exit_code_2(model, tmp_path):
@@ -227,7 +230,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(model, tmp_path):
     assert (done.returncode, done.stderr) == (
         2,
         f"error: {model}/model.safetensors.index.json: it names the file "
-        f"'model-00002-of-00002.safetensors', which is not in {model}.\n",
+        f"'model-00002-of-00002.safetensors', which is not in {model}, for "
+        "model.layers.0.input_layernorm.weight.\n",
     )
     shutil.rmtree(model)
     done = launch(f"--src={model}")
@@ -246,6 +250,8 @@ def test_help_gives_every_key_its_comment_without_jax():
     words = " ".join(done.stdout.replace("│", " ").split())
     source = (ROOT / "alignjax/convert.py").read_text()
     comments = re.findall(r"^    (\w+): .*  # (.*)$", source, re.M)
-    assert [name for name, _ in comments] == ["src", "dst", "to", "dtype", "shard_bytes"]
+    assert [name for name, _ in comments] == [
+        *("src", "dst", "to", "dtype", "shard_bytes", "check")
+    ]
     for name, comment in comments:
         assert f"--{name.replace('_', '-')} " in words and comment in words

@@ -155,7 +155,7 @@ def test_another_architecture(tmp_path):
         ),
         (
             {"blk.0.attn_q.bias": np.ones(32, np.float32)},
-            "the tensor blk.0.attn_q.bias is not part of a Llama model.",
+            "the tensor blk.0.attn_q.bias is not part of this model.",
         ),
         ({"rope_freqs.weight": np.ones(4, np.float32)}, "rope scaling is not supported."),
     ],

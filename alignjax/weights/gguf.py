@@ -34,7 +34,7 @@ _CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's types of tokens that the text is s
 def open_gguf(path: Path, cache: Path) -> Source:
     """A GGUF file of a Llama model as a `Source`; its tokenizer is written under `cache`.
 
-    Weights are dequantized to float32, one tensor at a time.
+    Weights are dequantized to float32, the rows that are asked for; of q and k one whole tensor.
     """
     from gguf.quants import dequantize
 
@@ -49,21 +49,25 @@ def open_gguf(path: Path, cache: Path) -> Source:
     }
     extra = set(stored) - set(theirs.values())
     if extra:
-        raise ValueError(f"{path}: the tensor {min(extra)} is not part of a Llama model.")
+        raise ValueError(f"{path}: the tensor {min(extra)} is not part of this model.")
 
-    @lru_cache(maxsize=2)
-    def whole(name: str) -> np.ndarray:
+    def rows(name: str, part: slice) -> np.ndarray:
         tensor = stored[theirs[name]]
         try:
-            array = dequantize(tensor.data, tensor.tensor_type)
+            return dequantize(tensor.data[part], tensor.tensor_type)
         except NotImplementedError:
             kind = tensor.tensor_type.name
             raise ValueError(f"{path}: {name} is quantized as {kind}, which is not read.") from None
-        if name.endswith("q_proj.weight"):
-            return unpermute(array, config["num_attention_heads"])
-        if name.endswith("k_proj.weight"):
-            return unpermute(array, config["num_key_value_heads"])
-        return array
+
+    @lru_cache(maxsize=1)
+    def unpermuted(name: str) -> np.ndarray:
+        kind = "attention" if name.endswith("q_proj.weight") else "key_value"
+        return unpermute(rows(name, slice(None)), config[f"num_{kind}_heads"])
+
+    def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            return unpermuted(name)[index]
+        return rows(name, index[0])[(slice(None), *index[1:])]
 
     tensors = {
         ours: Stored(
@@ -72,7 +76,7 @@ def open_gguf(path: Path, cache: Path) -> Source:
         for ours, name in theirs.items()
     }
     tokenizer_dir = _tokenizer_dir(meta, path, cache)
-    return Source(path, config, tensors, lambda n, i: whole(n)[i], tokenizer_dir)
+    return Source(path, config, tensors, read, tokenizer_dir)
 
 
 def _read(path: Path) -> tuple[dict, dict]:

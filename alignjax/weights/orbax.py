@@ -10,32 +10,27 @@ import json
 import math
 import os
 import re
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from alignjax.files import is_remote, whole_directory
-from alignjax.models.families import TENSORS, tensor_names
+from alignjax.files import is_remote, read_json
+from alignjax.models.families import TENSORS, from_hf, tensor_names
+from alignjax.weights.card import model_card
 from alignjax.weights.safetensors import (
-    DTYPES,
-    as_stored,
     dtype_named,
     has_weights,
     read_config,
-    stored_dtype,
     with_dtype,
-    write_companions,
 )
 from alignjax.weights.source import (
     Source,
     Stored,
-    decoder_config,
     is_stacked,
-    leaf_shapes,
-    read_whole,
+    true_shape,
 )
+from alignjax.weights.tensorfile import DTYPES
 
 _COMMIT = "_CHECKPOINT_METADATA"  # Orbax's note that a checkpoint is whole
 _SPARE_CACHE = 1 << 24  # bytes that a cache needs beyond the chunks it holds
@@ -74,34 +69,42 @@ def open_orbax(path: Path) -> Source:
     place = _place(path)
     config = read_config(place.beside)
     own_dtypes = _read_commit(place.checkpoint)
-    arrays = {
-        leaf: _open_array(place.arrays, place.prefix + leaf, spec)
-        for leaf, spec in _specs(place).items()
-    }
+    model = from_hf(config, str(path)) if place.prefix else None
     tensors, where = {}, {}
-    for leaf, array in arrays.items():
+    for leaf, array in _open_arrays(place).items():
         dtype = array.dtype.numpy_dtype
         if dtype not in DTYPES.values():
             known = ", ".join(kind.name for kind in DTYPES.values())
             raise ValueError(f"{place.arrays}: {leaf} has dtype {dtype.name}; supported: {known}.")
-        names = tensor_names(leaf, array.shape[0] if is_stacked(leaf) else 1)
-        for layer, name in enumerate(names):
-            where[name] = (array, (layer,) if is_stacked(leaf) else ())
-            shape = array.shape[1:] if is_stacked(leaf) else array.shape
+        shape = array.shape
+        if model and shape[0] > true_shape(model, leaf, shape)[0]:
+            shape = true_shape(model, leaf, shape)  # without the rows that pad the vocabulary
+        for layer, name in enumerate(tensor_names(leaf, shape[0] if is_stacked(leaf) else 1)):
+            where[name] = array, ((layer,) if is_stacked(leaf) else ())
             own = dtype_named(own_dtypes[name]) if name in own_dtypes else dtype
-            tensors[name] = Stored(tuple(shape), own, place.arrays)
+            tensors[name] = Stored(tuple(shape[is_stacked(leaf) :]), own, place.arrays)
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
         array, layer = where[name]
+        shape, dtype, _ = tensors[name]
+        inside = (slice(*i.indices(n)) for i, n in zip(index, shape, strict=True))
         try:
-            part = array[(*layer, *index)].read().result()
+            found = array[(*layer, *inside)].read().result()
         except ValueError as error:
             raise ValueError(_damaged(place.arrays, name, error)) from None
-        return part.astype(tensors[name].dtype, copy=False)
+        return found.astype(dtype, copy=False)
 
     if place.prefix:  # a run trains in float32, whatever the config of its first weights says
         config = with_dtype(config, next(iter(tensors.values())).dtype.name)
     return Source(place.checkpoint if place.prefix else path, config, tensors, read, place.beside)
+
+
+def run_card(source: Source) -> dict[str, str]:
+    """README.md of a model that a run has trained, as file name -> text; else nothing."""
+    file = source.tokenizer_dir.parent / "config.json"
+    if source.path.parent.name != "checkpoints" or not file.is_file():
+        return {}
+    return {"README.md": model_card(read_json(file))}
 
 
 def _place(path: Path) -> _Place:
@@ -160,10 +163,12 @@ def _specs(place: _Place) -> dict[str, dict]:
         )
     # A chunk that is gone would read as zeros; Orbax may leave chunks out only if it says so.
     strict = bool(found.get("store_array_data_equal_to_fill_value"))
-    return {leaf: _spec(place.arrays, name, *layout, strict) for leaf, name in names.items()}
+    return {leaf: array_spec(place.arrays, name, *layout, strict) for leaf, name in names.items()}
 
 
-def _spec(directory: Path, name: str, ocdbt: bool, zarr3: bool, strict: bool) -> dict:
+def array_spec(directory: Path, name: str, ocdbt: bool, zarr3: bool, strict: bool) -> dict:
+    """How tensorstore opens an array; `strict` where a chunk that is gone is an error."""
+
     def place(path: Path) -> str | dict:
         # Not file://PATH, which a space or % in a path would spoil.
         text = f"{os.fspath(path)}/"
@@ -178,26 +183,35 @@ def _spec(directory: Path, name: str, ocdbt: bool, zarr3: bool, strict: bool) ->
     }
 
 
-def _open_array(directory: Path, name: str, spec: dict):
-    """A tensorstore array that keeps the chunks in which one layer lies.
+def _open_arrays(place: _Place) -> dict:
+    """Leaf -> tensorstore array; all of them keep the chunks that they read last.
 
-    An array saved from few devices is one chunk of all layers, or few: without a cache each layer
-    would decode it again.
+    An array that was saved from few devices is one chunk of all layers, or few: without a cache
+    each layer would decode it again. The cache has room for those chunks of one array in which a
+    layer lies, or where a chunk is a part of a layer, for one of them.
     """
     import tensorstore as ts
 
-    open_ = partial(ts.open, spec, open=True, read=True)
-    try:
-        array = open_().result()
+    specs = _specs(place)
+    cached = 0
+    for leaf, spec in specs.items():
+        array = _open_array(place, leaf, spec, ts.Context())
         chunk = array.chunk_layout.read_chunk.shape
-        if len(chunk) < 3 or chunk[0] == 1:
-            return array
-        size = chunk[0] * array.dtype.numpy_dtype.itemsize
-        size *= math.prod(-(-n // c) * c for n, c in zip(array.shape[1:], chunk[1:], strict=True))
-        pool = {"cache_pool": {"total_bytes_limit": size + _SPARE_CACHE}}
-        return open_(context=ts.Context(pool)).result()
+        if len(chunk) == 3 and chunk[0] > 1:
+            rest = zip(array.shape[1:], chunk[1:], strict=True)
+            chunk = (chunk[0], *(-(-n // c) * c for n, c in rest))
+        cached = max(cached, math.prod(chunk) * array.dtype.numpy_dtype.itemsize)
+    context = ts.Context({"cache_pool": {"total_bytes_limit": cached + _SPARE_CACHE}})
+    return {leaf: _open_array(place, leaf, spec, context) for leaf, spec in specs.items()}
+
+
+def _open_array(place: _Place, leaf: str, spec: dict, context):
+    import tensorstore as ts
+
+    try:
+        return ts.open(spec, open=True, read=True, context=context).result()
     except ValueError as error:
-        raise ValueError(_damaged(directory, name, error)) from None
+        raise ValueError(_damaged(place.arrays, place.prefix + leaf, error)) from None
 
 
 def _damaged(directory: Path, name: str, error: Exception) -> str:
@@ -208,47 +222,3 @@ def reason(error: Exception) -> str:
     """What tensorstore says, for the middle of a sentence: without its specs and source lines."""
     said = re.split(r" \[[\w ]+='", str(error))[0]
     return " ".join(said.split())[:300].rstrip(".")
-
-
-def write_model(source: Source, target: Path, dtype: str) -> Path:
-    """Writes a source as a model directory, the whole model in host memory; all of it or nothing.
-
-    Plain Orbax restores `weights/`. Layers of one leaf that differ in dtype are stacked as float32,
-    and their own dtypes are noted in the checkpoint's metadata.
-    """
-    config = decoder_config(source)
-    leaves, own_dtypes = {}, {}
-    for leaf, shape in leaf_shapes(config).items():
-        names = tensor_names(leaf, config.layers)
-        kinds = {name: stored_dtype(source, name, dtype) for name in names}
-        mixed = len(set(kinds.values())) > 1
-        array = np.empty(shape, np.float32 if mixed else kinds[names[0]])
-        for layer, name in enumerate(names):
-            part = as_stored(source, name, read_whole(source, name), dtype)
-            array[layer if is_stacked(leaf) else ...] = part
-        leaves[leaf] = array
-        if mixed:
-            own_dtypes |= {name: kind.name for name, kind in kinds.items()}
-    with whole_directory(target, replace=True) as directory:
-        _save((directory / "weights").absolute(), leaves, {"dtypes": own_dtypes})
-        write_companions(source, directory, dtype)
-    return target
-
-
-def _save(path: Path, leaves: dict[str, np.ndarray], metadata: dict) -> None:
-    """Writes a checkpoint of arrays in host memory, without the copy that Orbax makes by default.
-
-    A chunk of blocks is one layer, so that a layer is read alone.
-    """
-    import jax
-    import orbax.checkpoint as ocp
-
-    handlers = ocp.type_handlers.create_type_handler_registry(
-        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
-        (jax.Array, ocp.type_handlers.ArrayHandler()),
-    )
-    save_args = {leaf: ocp.SaveArgs(shard_axes=(0,) if is_stacked(leaf) else ()) for leaf in leaves}
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)
-    with ocp.Checkpointer(handler) as checkpointer:
-        args = ocp.args.PyTreeSave(leaves, save_args)
-        checkpointer.save(path, args=args, custom_metadata=metadata)

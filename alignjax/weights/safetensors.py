@@ -1,24 +1,31 @@
 """Hugging Face model directories, in and out, without torch."""
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import jax
-import ml_dtypes
 import numpy as np
 
-from alignjax.files import whole_directory
+from alignjax.files import read_json, whole_directory
 from alignjax.models.decoder import Decoder
 from alignjax.models.families import tensor_names
+from alignjax.processes import is_first
 from alignjax.sharding import to_host
-from alignjax.weights.source import Source, Stored, is_stacked, leaf_name, read_whole
-
-DTYPES = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+from alignjax.weights.source import Source, Stored, ahead, is_stacked, leaf_name, row_blocks
+from alignjax.weights.tensorfile import (
+    DTYPES,
+    Held,
+    header_of,
+    read_header,
+    read_tensor,
+    write_file,
+)
+from alignjax.weights.together import at_once, share, shared_directory
 
 # What travels from a model directory to an export beside the weights, byte for byte.
 COMPANIONS = (
@@ -41,21 +48,28 @@ def open_directory(path: Path) -> Source:
     Raises ValueError, naming the file, where something is missing, damaged or of another format.
     """
     config = read_config(path)
-    handles, tensors = {}, {}
+    found: dict[str, tuple[Path, Held]] = {}
+    owner: dict[str, Path] = {}
     for file, names in _names_of(path).items():
-        handle = _open(file)
-        held = set(handle.keys())
-        for name in names or sorted(held):
+        held = read_header(file)
+        for name in held:
+            if name in owner:
+                raise ValueError(
+                    f"{file}: it holds the tensor {name}, which {owner[name].name} holds too; "
+                    "copy or fetch the model again."
+                )
+            owner[name] = file
+        for name in names or held:
             if name not in held:
                 raise ValueError(f"{file}: the index names the tensor {name}, which is not in it.")
-            part = handle.get_slice(name)
-            if part.get_dtype() not in DTYPES:
-                raise ValueError(
-                    f"{file}: {name} has dtype {part.get_dtype()}; supported: {', '.join(DTYPES)}."
-                )
-            handles[name] = handle
-            tensors[name] = Stored(tuple(part.get_shape()), DTYPES[part.get_dtype()], file)
-    return Source(path, config, tensors, lambda n, i: handles[n].get_slice(n)[i], path)
+            found[name] = file, held[name]
+    tensors = {name: Stored(held.shape, held.dtype, file) for name, (file, held) in found.items()}
+
+    def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        file, held = found[name]
+        return read_tensor(file, name, held, index)
+
+    return Source(path, config, tensors, read, path)
 
 
 def read_config(directory: Path) -> dict:
@@ -63,29 +77,7 @@ def read_config(directory: Path) -> dict:
     file = directory / "config.json"
     if not file.is_file():
         raise ValueError(f"{directory}: there is no config.json, so this is not a model directory.")
-    return _read_json(file)
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: this is not JSON ({error}); copy or fetch it again.") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: it holds no JSON object; copy or fetch it again.")
-    return found
-
-
-def _open(file: Path):
-    """A handle on a file that is as long as its header says."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(file, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{file}: this is not a whole safetensors file ({error}); copy or fetch it again."
-        ) from None
+    return read_json(file)
 
 
 def has_weights(path: Path) -> bool:
@@ -106,57 +98,88 @@ def _names_of(path: Path) -> dict[Path, list[str]]:
         )
     if not index.is_file():
         return {single: []}
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index}: the key 'weight_map' is missing; copy or fetch it again.")
     files: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
-        if Path(file).name != file or not (path / file).is_file():
-            raise ValueError(f"{index}: it names the file {file!r}, which is not in {path}.")
+        inside = isinstance(file, str) and Path(file).name == file
+        if not inside or not (path / file).is_file():
+            raise ValueError(
+                f"{index}: it names the file {file!r}, which is not in {path}, for {name}."
+            )
         files.setdefault(path / file, []).append(name)
     return files
 
 
-def export(model: Decoder, source: Source, target: Path, dtype: str, shard_bytes: int) -> Path:
+def export(
+    model: Decoder,
+    source: Source,
+    target: Path,
+    dtype: str,
+    shard_bytes: int,
+    beside: dict[str, str] | None = None,
+) -> Path:
     """Writes a model as a directory that transformers and vLLM load.
 
+    `beside` gives more files, name -> text, such as README.md; they replace the source's own.
     `dtype` is a dtype's name, or "source": each tensor as the source stores it. A tied head is left
     out, as transformers leaves it. Every process has to call it; the first one writes.
     """
+    place = {}
+    for path, array in jax.tree_util.tree_leaves_with_path(model):
+        leaf = leaf_name(path)
+        for layer, name in enumerate(tensor_names(leaf, model.config.layers)):
+            place[name] = array, (layer if is_stacked(leaf) else ...)
+    source = replace(source, tensors={name: source.tensors[name] for name in place})
+    files = _files(source, dtype, shard_bytes)
 
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-            stacked = is_stacked(leaf_name(path))
-            for i, name in enumerate(tensor_names(leaf_name(path), model.config.layers)):
-                yield name, to_host(leaf[i] if stacked else leaf)
+    def whole(name: str) -> np.ndarray:
+        array, layer = place[name]
+        return to_host(array[layer])[: source.tensors[name].shape[0]]  # without padding
 
     if jax.process_index():
-        for _ in tensors():  # takes part in gathering each tensor
-            pass
+        for name in chain(*files.values()):  # takes part in gathering each tensor
+            whole(name)
         return target
-    return _write(tensors(), source, target, dtype, shard_bytes)
-
-
-def write_directory(source: Source, target: Path, dtype: str, shard_bytes: int) -> Path:
-    """Writes a source as a Hugging Face directory, no more than a shard of it in memory."""
-    tensors = ((name, read_whole(source, name)) for name in source.tensors)
-    return _write(tensors, source, target, dtype, shard_bytes)
-
-
-def _write(tensors, source: Source, target: Path, dtype: str, shard_bytes: int) -> Path:
-    """Writes a directory tensor by tensor; it appears only when it is whole."""
     with whole_directory(target, replace=True) as directory:
-        names_in: list[list[str]] = []
-        total = 0
-        stored = ((name, as_stored(source, name, array, dtype)) for name, array in tensors)
-        for shard in _shards(stored, shard_bytes):
-            _save(shard, directory / f"part-{len(names_in)}")
-            names_in.append(list(shard))
-            total += sum(array.nbytes for array in shard.values())
-            del shard  # else it stays while the next one is gathered
-        _name_shards(directory, names_in, total)
-        write_companions(source, directory, dtype)
+        for file, names in files.items():
+            parts = (as_stored(source, name, whole(name), dtype) for name in names)
+            write_file(directory / file, _header(source, names, dtype), parts)
+        _write_beside(source, directory, files, dtype, beside)
     return target
+
+
+def write_directory(
+    source: Source, target: Path, dtype: str, shard_bytes: int, beside: dict[str, str] | None = None
+) -> Path:
+    """Writes a source as a Hugging Face directory; of its tensors a few slabs are in memory.
+
+    While one slab is written the next one is read. Several processes share the files out.
+    """
+    files = _files(source, dtype, shard_bytes)
+
+    def parts(names: list[str]) -> Iterator[Callable[[], np.ndarray]]:
+        for name in names:
+            shape, kind, _ = source.tensors[name]
+            for index in row_blocks(shape, kind.itemsize):
+                yield partial(part, source, name, index, dtype)
+
+    def write(directory: Path) -> None:
+        for file in share(list(files)):
+            header = _header(source, files[file], dtype)
+            write_file(directory / file, header, ahead(parts(files[file])))
+
+    with shared_directory(target) as directory:
+        at_once(lambda: write(directory))
+        if is_first():
+            _write_beside(source, directory, files, dtype, beside)
+    return target
+
+
+def part(source: Source, name: str, index: tuple, dtype: str) -> np.ndarray:
+    """A part of a tensor in the dtype in which it is written."""
+    return as_stored(source, name, source.read(name, index), dtype)
 
 
 def stored_dtype(source: Source, name: str, dtype: str) -> np.dtype:
@@ -185,48 +208,47 @@ def as_stored(source: Source, name: str, array: np.ndarray, dtype: str) -> np.nd
     return cast
 
 
-def _shards(
-    tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Tensors gathered to at most `shard_bytes`, or a larger one alone."""
-    shard: dict[str, np.ndarray] = {}
-    size = 0
-    for name, array in tensors:
-        if shard and size + array.nbytes > shard_bytes:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = array
-        size += array.nbytes
-    yield shard
+def _files(source: Source, dtype: str, shard_bytes: int) -> dict[str, list[str]]:
+    """File -> tensors in it, together at most `shard_bytes`, or a larger one alone."""
+    shards, size = [[]], 0
+    for name in source.tensors:
+        more = size_as(source, name, dtype)
+        if shards[-1] and size + more > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += more
+    for names in shards:  # wider dtypes first: each tensor begins at a multiple of its width
+        names.sort(key=lambda name: -stored_dtype(source, name, dtype).itemsize)
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    ends = f"of-{len(shards):05d}.safetensors"
+    return {f"model-{i + 1:05d}-{ends}": names for i, names in enumerate(shards)}
 
 
-def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    # save_file writes an array's buffer as it lies.
-    whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    try:
-        save_file(whole, file, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise ValueError(
-            f"{file}: the file could not be written ({error}); see to the disk."
-        ) from None
+def size_as(source: Source, name: str, dtype: str) -> int:
+    """Bytes of a tensor as it is written."""
+    return math.prod(source.tensors[name].shape) * stored_dtype(source, name, dtype).itemsize
 
 
-def _name_shards(directory: Path, names_in: list[list[str]], total: int) -> None:
-    """Gives the parts their final names, which hold their number, and writes the index."""
-    count = len(names_in)
-    if count == 1:
-        (directory / "part-0").rename(directory / "model.safetensors")
-        return
-    weight_map = {}
-    for i, names in enumerate(names_in):
-        file = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
-        (directory / f"part-{i}").rename(directory / file)
-        weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+def _header(source: Source, names: list[str], dtype: str) -> bytes:
+    return header_of(
+        {name: (source.tensors[name].shape, stored_dtype(source, name, dtype)) for name in names}
+    )
+
+
+def _write_beside(
+    source: Source, directory: Path, files: dict, dtype: str, beside: dict[str, str] | None
+) -> None:
+    """Writes what lies beside the tensors' files: index, config, tokenizer and more."""
+    if len(files) > 1:
+        weight_map = {name: file for file, names in files.items() for name in names}
+        total = sum(size_as(source, name, dtype) for name in weight_map)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    write_companions(source, directory, dtype)
+    for name, text in (beside or {}).items():
+        (directory / name).write_text(text, encoding="utf-8")
 
 
 def save_companions(source: Source, target: Path) -> Path:

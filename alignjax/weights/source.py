@@ -1,18 +1,29 @@
 """Where a model comes from: one view of Hugging Face directories, GGUF files and Orbax models."""
 
-from collections.abc import Callable
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from alignjax.models import decoder
 from alignjax.models.families import from_hf, tensor_names
 from alignjax.sharding import AXES, check_divides, concrete
+from alignjax.weights.spread import matrices, vectors
+from alignjax.weights.together import at_once, share
+
+Result = TypeVar("Result")
+
+
+SLAB = 1 << 23  # bytes of a tensor that a conversion reads or writes at a time
+_PADDED = ("embed", "head")  # leaves with a row for each token, and some more on devices
 
 
 class Stored(NamedTuple):
@@ -47,9 +58,10 @@ def leaf_name(path) -> str:
 
 
 def leaf_shapes(config: decoder.DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each leaf of a model by name, those of blocks stacked over layers.
+    """The shape of each leaf of a model by name as it is stored, those of blocks over layers.
 
-    Needs no device: where no mesh is in use, an abstract one of a single device stands in.
+    On devices the embedding and the head may have more rows, of zeros. Needs no device: where no
+    mesh is in use, an abstract one of a single device stands in.
     """
     one = jax.sharding.AbstractMesh(
         (1,) * len(AXES), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES)
@@ -57,7 +69,14 @@ def leaf_shapes(config: decoder.DecoderConfig) -> dict[str, tuple[int, ...]]:
     unset = jax.sharding.get_abstract_mesh().empty
     with jax.sharding.use_abstract_mesh(one) if unset else nullcontext():
         leaves = jax.tree_util.tree_leaves_with_path(decoder.abstract(config))
-    return {leaf_name(path): leaf.shape for path, leaf in leaves}
+    return {
+        leaf_name(path): true_shape(config, leaf_name(path), leaf.shape) for path, leaf in leaves
+    }
+
+
+def true_shape(config: decoder.DecoderConfig, leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a leaf without the rows that pad the vocabulary."""
+    return (config.vocab_size, *shape[1:]) if leaf in _PADDED else shape
 
 
 def is_stacked(leaf: str) -> bool:
@@ -69,60 +88,100 @@ def read_whole(source: Source, name: str) -> np.ndarray:
     return source.read(name, (slice(None),) * len(source.tensors[name].shape))
 
 
+def row_blocks(shape: tuple[int, ...], itemsize: int, most: int = SLAB) -> list[tuple]:
+    """Indices of the parts of a tensor, of whole rows and at most `most` bytes (or one row)."""
+    if not shape:
+        return [()]
+    rest = (slice(None),) * (len(shape) - 1)
+    step = max(most // max(math.prod(shape[1:]) * itemsize, 1), 1)
+    return [(slice(at, min(at + step, shape[0])), *rest) for at in range(0, shape[0], step)]
+
+
+def ahead(work: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+    """The results of `work` in order, each begun while the one before it is being used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque()
+        try:
+            for one in work:
+                waiting.append(pool.submit(one))
+                if len(waiting) == 2:
+                    yield waiting.popleft().result()
+            if waiting:
+                yield waiting.popleft().result()
+        finally:
+            for left in waiting:
+                left.cancel()
+
+
+def size_of(source: Source) -> int:
+    """Bytes of all tensors."""
+    return sum(math.prod(s.shape) * s.dtype.itemsize for s in source.tensors.values())
+
+
 def watched(source: Source, update: Callable[[int, str], None]) -> Source:
-    """The same source, which tells `update` how many whole GB it has read, and how many as text."""
-    done = 0
+    """The same source, which tells `update` what it has read: whole GB, and GB and GB/s as text."""
+    done, started = 0, time.monotonic()
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
         nonlocal done
         array = source.read(name, index)
         done += array.nbytes
-        update(int(done / 1e9), f"{done / 1e9:.2f} GB")
+        rate = done / 1e9 / max(time.monotonic() - started, 1e-3)
+        update(int(done / 1e9), f"{done / 1e9:.2f} GB, {rate:.2f} GB/s")
         return array
 
     return replace(source, read=read)
 
 
 def load(source: Source) -> decoder.Decoder:
-    """Reads a model onto the mesh as float32, each device's shard from its own slices.
+    """Reads a model onto the mesh as float32; each process reads its part of every tensor.
 
-    Raises ValueError, naming file and tensor, where the checkpoint does not hold what its config
-    says, or weights that are not finite.
+    Host memory holds a few slabs of 32 MB. Raises ValueError on every process, naming file and
+    tensor, where the checkpoint does not hold what its config says, or weights that are not finite.
     """
     config = decoder_config(source)
     check_divides(config.dimensions())
     check_tensors(source)
+    damage: list[ValueError] = []
+
+    def rows(name: str, first: int, last: int) -> np.ndarray:
+        count, *rest = source.tensors[name].shape
+        index = (slice(min(first, count), min(last, count)), *(slice(None) for _ in rest))
+        try:
+            if not damage:
+                return source.read(name, index)
+        except ValueError as error:
+            damage.append(error)  # raised below: the others wait for this process's part
+        return np.zeros((index[0].stop - index[0].start, *rest), source.tensors[name].dtype)
 
     def read(path, want):
         leaf = leaf_name(path)
         names = tensor_names(leaf, config.layers)
-
-        def part(index):
-            if not is_stacked(leaf):
-                return source.read(names[0], index).astype(np.float32)
-            chosen = names[index[0]]
-            return np.stack([source.read(n, index[1:]).astype(np.float32) for n in chosen])
-
-        array = jax.make_array_from_callback(want.shape, want.sharding, part)
-        if not _finite(array):
-            bad = int(np.argmin(_finite_layers(array))) if is_stacked(leaf) else 0
-            raise ValueError(
-                f"{source.tensors[names[bad]].file}: {names[bad]} holds values that are not finite "
-                "(NaN or infinity); give a checkpoint whose weights are whole."
-            )
+        if len(want.shape) - is_stacked(leaf) == 2:
+            array, bad = matrices(want, names, rows)
+        else:
+            parts = [rows(n, 0, source.tensors[n].shape[0]).astype(np.float32) for n in names]
+            array = vectors(want, np.stack(parts) if is_stacked(leaf) else parts[0])
+            bad = [n for n, part in zip(names, parts, strict=True) if not np.isfinite(part).all()]
+        if bad:
+            damage.append(_not_finite(source, bad[0]))
         return array
 
-    return jax.tree_util.tree_map_with_path(read, concrete(decoder.abstract(config)))
+    model = jax.tree_util.tree_map_with_path(read, concrete(decoder.abstract(config)))
+    at_once(lambda: _raise_first(damage))
+    return model
 
 
-@jax.jit
-def _finite(array: jax.Array) -> jax.Array:
-    return jnp.isfinite(array).all()
+def _raise_first(damage: list[ValueError]) -> None:
+    if damage:
+        raise damage[0]
 
 
-@jax.jit
-def _finite_layers(array: jax.Array) -> jax.Array:
-    return jnp.isfinite(array).all(tuple(range(1, array.ndim)))
+def _not_finite(source: Source, name: str) -> ValueError:
+    return ValueError(
+        f"{source.tensors[name].file}: {name} holds values that are not finite (NaN or infinity); "
+        "give a checkpoint whose weights are whole."
+    )
 
 
 def check_tensors(source: Source) -> None:
@@ -145,7 +204,7 @@ def check_tensors(source: Source) -> None:
     if extra:
         name = min(extra)
         raise ValueError(
-            f"{source.tensors[name].file}: the tensor {name} is not part of a Llama model."
+            f"{source.tensors[name].file}: the tensor {name} is not part of this model."
         )
     if config.tied_head and "lm_head.weight" in source.tensors:
         _check_tied(source)
@@ -153,11 +212,18 @@ def check_tensors(source: Source) -> None:
 
 def _check_tied(source: Source) -> None:
     """Refuses a stored head that a tied model would drop although it differs."""
-    head, embed = (
-        read_whole(source, name) for name in ("lm_head.weight", "model.embed_tokens.weight")
-    )
-    if not np.array_equal(head, embed):
-        raise ValueError(
-            f"{source.path}: lm_head.weight differs from model.embed_tokens.weight, but "
-            "config.json ties them; set tie_word_embeddings to false there."
-        )
+    head, embed = "lm_head.weight", "model.embed_tokens.weight"
+    shape = source.tensors[head].shape
+    same_shape = shape == source.tensors[embed].shape
+
+    def compare() -> None:
+        for index in share(row_blocks(shape, 4)):
+            if not (
+                same_shape and np.array_equal(source.read(head, index), source.read(embed, index))
+            ):
+                raise ValueError(
+                    f"{source.path}: {head} differs from {embed}, but config.json ties them; set "
+                    "tie_word_embeddings to false there."
+                )
+
+    at_once(compare)

@@ -1,0 +1,46 @@
+"""The model card, README.md, of a model that a run has trained."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from alignjax import __version__
+
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
+
+
+def model_card(run: dict) -> str:
+    """A card from a run's config.json: base model, data, every setting, and versions."""
+    base, data = run["model"]["path"], run["data"]["path"]
+    on_hub = (
+        base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
+    )
+    head = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [alignjax]"]
+    head += [f"base_model: {base}"] if on_hub else []
+    versions = {"alignjax": __version__, "python": platform.python_version()}
+    versions |= {name: version(name) for name in _PACKAGES}
+    return "\n".join(
+        [
+            "---",
+            *head,
+            "---",
+            "",
+            f"# {run['name']}",
+            "",
+            f"`{base}`, trained with alignjax. The license of the base model applies.",
+            "",
+            "| | |",
+            "| --- | --- |",
+            f"| base model | `{base}` |",
+            f"| data | `{data}` |",
+            *(f"| {name} | {number} |" for name, number in versions.items()),
+            "",
+            "## Config",
+            "",
+            "```json",
+            json.dumps(run, indent=2),
+            "```",
+            "",
+        ]
+    )

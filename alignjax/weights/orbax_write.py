@@ -1,0 +1,165 @@
+"""Writing a model in Orbax's format, in a stream, which plain Orbax restores.
+
+Arrays are not compressed: of bfloat16 weights zstd saves a fifth, and takes longer to do so than a
+disk takes to write it. A chunk is an eighth of a layer's tensor, so that several processes read
+their parts without reading anything twice.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from alignjax.models.families import tensor_names
+from alignjax.processes import is_first
+from alignjax.weights.orbax import array_spec, reason
+from alignjax.weights.safetensors import part, stored_dtype, write_companions
+from alignjax.weights.source import SLAB, Source, ahead, decoder_config, is_stacked, leaf_shapes
+from alignjax.weights.together import at_once, share, shared_directory
+
+_CHUNKS = 8  # of a tensor
+_SMALLEST, _LARGEST = 1 << 22, 1 << 25  # bytes of a chunk, unless a tensor or a row says otherwise
+
+
+class _Target(NamedTuple):
+    """An array to be written."""
+
+    names: list[str]  # tensors of which it is made
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    rows: int  # of a tensor that make one chunk
+
+
+def write_model(source: Source, target: Path, dtype: str) -> Path:
+    """Writes a source as a model directory; of its tensors a few slabs are in memory.
+
+    Plain Orbax restores `weights/`. Layers of one leaf that differ in dtype are stacked as float32,
+    and their own dtypes are noted in the checkpoint's metadata. While one slab is written the next
+    one is read; several processes share the slabs out.
+    """
+    targets = _targets(source, dtype)
+    mixed = {
+        name: stored_dtype(source, name, dtype).name
+        for one in targets.values()
+        for name in one.names
+        if stored_dtype(source, name, dtype) != one.dtype
+    }
+    with shared_directory(target) as directory:
+        weights = (directory / "weights").absolute()
+        _write_metadata(weights, targets, mixed)
+        at_once(lambda: _create_arrays(weights, targets) if is_first() else None)
+        at_once(lambda: _write_arrays(source, weights, targets, dtype))
+        if is_first():
+            write_companions(source, directory, dtype)
+    return target
+
+
+def _targets(source: Source, dtype: str) -> dict[str, _Target]:
+    config = decoder_config(source)
+    targets = {}
+    for leaf, shape in leaf_shapes(config).items():
+        names = tensor_names(leaf, config.layers)
+        kinds = {stored_dtype(source, name, dtype) for name in names}
+        kind = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+        rows = _chunk_rows(shape[is_stacked(leaf) :], kind.itemsize)
+        targets[leaf] = _Target(names, shape, kind, rows)
+    return targets
+
+
+def _chunk_rows(shape: tuple[int, ...], itemsize: int) -> int:
+    """Rows of a tensor in one chunk: an eighth, of 4 MiB at least and 32 MiB at most."""
+    row = math.prod(shape[1:]) * itemsize
+    rows = max(-(-shape[0] // _CHUNKS), -(-_SMALLEST // row))
+    return min(rows, max(_LARGEST // row, 1), shape[0])
+
+
+def _write_metadata(path: Path, leaves, own_dtypes: dict[str, str]) -> None:
+    """Lets Orbax write a checkpoint of these leaves, each of a single number for now."""
+    import orbax.checkpoint as ocp
+
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)  # a file a chunk: any process writes it
+    with ocp.Checkpointer(handler) as checkpointer:
+        args = ocp.args.PyTreeSave({leaf: np.zeros(1, np.float32) for leaf in leaves})
+        checkpointer.save(path, args=args, custom_metadata={"dtypes": own_dtypes})
+
+
+def _array(path: Path, leaf: str, **options):
+    import tensorstore as ts
+
+    spec = array_spec(path, leaf, ocdbt=False, zarr3=False, strict=True)
+    spec["store_data_equal_to_fill_value"] = True  # a chunk of zeros is not one that is gone
+    # Nobody else writes to this directory, whose name will say that it is whole.
+    context = ts.Context({"file_io_sync": False, "file_io_locking": {"mode": "none"}})
+    try:
+        return ts.open(spec, context=context, write=True, **options).result()
+    except ValueError as error:
+        raise ValueError(_unwritten(path, leaf, error)) from None
+
+
+def _create_arrays(path: Path, targets: dict[str, _Target]) -> None:
+    """Puts arrays of their true shape in place of those that Orbax wrote."""
+    import tensorstore as ts
+
+    for leaf, one in targets.items():
+        stacked = (1,) if is_stacked(leaf) else ()
+        chunks = (*stacked, one.rows, *one.shape[len(stacked) + 1 :])
+        codec = ts.CodecSpec({"driver": "zarr", "compressor": None})
+        layout = ts.ChunkLayout(chunk_shape=chunks, inner_order=range(len(chunks)))
+        _array(
+            path,
+            leaf,
+            create=True,
+            delete_existing=True,
+            dtype=ts.dtype(one.dtype),
+            shape=one.shape,
+            chunk_layout=layout,
+            codec=codec,
+        )
+
+
+def _write_arrays(source: Source, path: Path, targets: dict[str, _Target], dtype: str) -> None:
+    """Writes what falls to this process, two slabs read and two written at a time."""
+    arrays = {leaf: _array(path, leaf, open=True) for leaf in targets}
+    slabs = share(list(_slabs(targets)))
+
+    def read(leaf: str, layer: int, index: tuple[slice, ...]) -> np.ndarray:
+        return part(source, targets[leaf].names[layer], index, dtype)
+
+    written = deque()
+    work = (partial(read, *slab) for slab in slabs)
+    for (leaf, layer, index), content in zip(slabs, ahead(work), strict=True):
+        place = (layer, *index) if is_stacked(leaf) else index
+        if len(written) == 2:
+            _finish(path, *written.popleft())
+        content = content.astype(targets[leaf].dtype, copy=False)
+        write = arrays[leaf][place].write(content, can_reference_source_data_indefinitely=True)
+        written.append((leaf, write))
+    for leaf, write in written:
+        _finish(path, leaf, write)
+
+
+def _slabs(targets: dict[str, _Target]) -> Iterator[tuple[str, int, tuple[slice, ...]]]:
+    """Leaf, layer and rows of what is read and written at once: whole chunks."""
+    for leaf, one in targets.items():
+        shape = one.shape[is_stacked(leaf) :]
+        chunk = one.rows * math.prod(shape[1:]) * one.dtype.itemsize
+        step = one.rows * max(SLAB // chunk, 1)
+        for layer in range(len(one.names)):
+            for start in range(0, shape[0], step):
+                rest = (slice(None),) * (len(shape) - 1)
+                yield leaf, layer, (slice(start, min(start + step, shape[0])), *rest)
+
+
+def _finish(path: Path, leaf: str, write) -> None:
+    try:
+        write.result()
+    except ValueError as error:
+        raise ValueError(_unwritten(path, leaf, error)) from None
+
+
+def _unwritten(path: Path, leaf: str, error: Exception) -> str:
+    return f"{path}: {leaf} could not be written ({reason(error)}); see to the disk."

@@ -1,0 +1,148 @@
+"""One safetensors file: what its header says, reading a part of a tensor, writing it in a stream.
+
+The package `safetensors` checks a header. It has no way to write a file that does not fit into
+memory; and of a tensor it reads all for a slice of it, or maps the file, pages and all.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class Held(NamedTuple):
+    """A tensor of a file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    start: int  # place of its first byte
+
+
+def read_header(file: Path) -> dict[str, Held]:
+    """The tensors of a file in their order.
+
+    Raises ValueError where the file is not as long as its header says, or has another dtype.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass  # it checks every number of the header, and reads nothing else
+    except (SafetensorError, OSError) as error:
+        cut = _ends_within(file)
+        within = f"; it ends within {cut}" if cut else ""
+        raise ValueError(
+            f"{file}: this is not a whole safetensors file ({error}{within}); copy or fetch it "
+            "again."
+        ) from None
+    header, end = _parse(file)
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(
+                f"{file}: {name} has dtype {entry['dtype']}; supported: {', '.join(DTYPES)}."
+            )
+    in_order = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+    return {
+        name: Held(tuple(entry["shape"]), DTYPES[entry["dtype"]], end + entry["data_offsets"][0])
+        for name, entry in in_order
+    }
+
+
+def _parse(file: Path) -> tuple[dict[str, dict], int]:
+    """A file's header, and where it ends."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError("the header is longer than the file")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _ends_within(file: Path) -> str:
+    """The first tensor that lies, by a header that may be damaged, beyond the end; or nothing."""
+    try:
+        header, end = _parse(file)
+        size = file.stat().st_size - end
+        beyond = [(e["data_offsets"], n) for n, e in header.items() if e["data_offsets"][1] > size]
+        return min(beyond)[1] if beyond else ""
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return ""
+
+
+def read_tensor(file: Path, name: str, held: Held, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of a tensor. Whole rows are read, and columns that are not asked for left out."""
+    rows = held.shape[0] if held.shape else 1
+    first, last, _ = index[0].indices(rows) if held.shape else (0, 1, 1)
+    width = math.prod(held.shape[1:]) * held.dtype.itemsize
+    size = max(last - first, 0) * width
+    try:
+        content = read_bytes(file, held.start + first * width, size)
+        why = "the file has become shorter"
+    except OSError as error:
+        content, why = b"", error.strerror
+    if len(content) < size:
+        raise ValueError(f"{file}: {name} cannot be read ({why}); copy or fetch it again.")
+    array = content.view(held.dtype)
+    if not held.shape:
+        return array.reshape(())
+    return array.reshape(-1, *held.shape[1:])[(slice(None), *index[1:])]
+
+
+def read_bytes(file: Path, start: int, size: int) -> np.ndarray:
+    """Bytes of a file, fewer where it ends. Tensors in safetensors are read nowhere else."""
+    content = np.empty(size, np.uint8)
+    done = 0
+    with file.open("rb", buffering=0) as opened:
+        opened.seek(start)
+        while done < size:
+            count = opened.readinto(content[done:])
+            if not count:
+                break
+            done += count
+    return content[:done]
+
+
+def header_of(tensors: dict[str, tuple[tuple[int, ...], np.dtype]]) -> bytes:
+    """How a file of these shapes and dtypes begins: the header's length, then JSON."""
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (shape, dtype) in tensors.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": codes[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_file(file: Path, header: bytes, parts: Iterable[np.ndarray]) -> None:
+    """Writes a file from its tensors' parts, in the order of the header."""
+    try:
+        opened = file.open("wb", buffering=0)
+    except OSError as error:
+        raise _unwritten(file, error) from None
+    with opened:
+        for part in chain([np.frombuffer(header, np.uint8)], parts):
+            # An array's buffer may lie in another order.
+            content = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+            while len(content):
+                try:
+                    content = content[opened.write(content) :]
+                except OSError as error:
+                    raise _unwritten(file, error) from None
+
+
+def _unwritten(file: Path, error: OSError) -> ValueError:
+    return ValueError(f"{file}: the file could not be written ({error.strerror}); see to the disk.")

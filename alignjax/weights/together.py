@@ -1,0 +1,60 @@
+"""What several processes do at the same time: read, and write one directory."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+
+from alignjax.files import is_remote, whole_directory
+from alignjax.processes import in_turn, on_first
+
+Result = TypeVar("Result")
+
+
+def share(items: list) -> list:
+    """The items of which this process takes care: every one that is its turn."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
+def at_once(work: Callable[[], Result]) -> Result:
+    """What `work` gives, done by every process at the same time.
+
+    A mistake on any process is raised on all of them, so that none waits for one that has gone.
+    """
+    if jax.process_count() == 1:
+        return work()
+    result = problem = None
+    try:
+        result = work()
+    except (ValueError, OSError) as error:
+        problem = error
+    in_turn(lambda: _raise(problem))
+    return result
+
+
+def _raise(problem: Exception | None) -> None:
+    if problem:
+        raise problem
+
+
+@contextmanager
+def shared_directory(target: Path) -> Iterator[Path]:
+    """`whole_directory` for all processes: each of them fills the same one.
+
+    It takes its name when every process has ended the block. Work that can fail on one process
+    alone belongs in `at_once`.
+    """
+    if jax.process_count() == 1:
+        with whole_directory(target, replace=True) as directory:
+            yield directory
+        return
+    if is_remote(target):
+        raise ValueError(f"{target}: one process alone writes to an object store; start just one.")
+    with ExitStack() as stack:
+        whole = partial(whole_directory, target, replace=True)
+        yield Path(on_first(lambda: str(stack.enter_context(whole()))))
+        in_turn(lambda: None)  # all have written
+    on_first(lambda: None)  # it has its name
