@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from alignjax.config import Compute
 from alignjax.data.batches import Batch
 from alignjax.models.decoder import Decoder, head_weight, hidden_states
-from alignjax.models.linear import gather
+from alignjax.models.linear import GRADIENT, gather
 from alignjax.sharding import axis_size, spec
 
 
@@ -33,6 +33,7 @@ def sequence_logps(model: Decoder, batch: Batch, compute: Compute) -> tuple[jax.
         h_BMD.reshape(-1, h_BMD.shape[-1], out_sharding=spec("batch", None)),
         head_weight(model),
         tokens_BM.reshape(-1, out_sharding=spec("batch")),
+        model.config.vocab_size,
         compute.vocab_chunk,
         compute.reduce_dtype,
     )
@@ -48,25 +49,30 @@ def sequence_logps(model: Decoder, batch: Batch, compute: Compute) -> tuple[jax.
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def token_logps(
-    h_ND: jax.Array, head_VD: jax.Array, tokens_N: jax.Array, chunk: int, reduce_dtype: str
+    h_ND: jax.Array,
+    head_VD: jax.Array,
+    tokens_N: jax.Array,
+    vocab: int,
+    chunk: int,
+    reduce_dtype: str,
 ) -> jax.Array:
-    """log softmax(h W^T)[token], float32 [N].
+    """log softmax(h W^T)[token] over the first `vocab` rows of W, float32 [N].
 
     One pass over chunks of about `chunk` vocabulary entries keeps a running log-sum-exp; the
     backward pass makes each chunk's logits once more, and reduces each chunk of the head's gradient
     over the mesh once, in `reduce_dtype`.
     """
-    return _forward(h_ND, head_VD, tokens_N, chunk, reduce_dtype)[0]
+    return _forward(h_ND, head_VD, tokens_N, vocab, chunk, reduce_dtype)[0]
 
 
 def _chunks(head_VD: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     """Head cut into [C, X, K, D], and the first vocabulary entry [C, X] of each part."""
-    vocab, width = head_VD.shape
+    rows_of_all, width = head_VD.shape
     parts = axis_size("vocab")
-    local = vocab // parts
-    fewest = min(local, max(1, vocab // chunk))
+    local = rows_of_all // parts
+    fewest = min(local, max(1, rows_of_all // chunk))
     count = next(n for n in range(fewest, local + 1) if local % n == 0)
     rows, columns = jax.typeof(head_VD).sharding.spec
     cut_XCKD = head_VD.reshape(
@@ -76,30 +82,33 @@ def _chunks(head_VD: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     return cut_XCKD.swapaxes(0, 1), jax.reshard(start_CX, spec(None, "vocab"))
 
 
-def _logits(h_ND, part_XKD):
-    return jnp.einsum(
+def _entries(start_X, part_XKD):
+    """Which vocabulary entry each row of a chunk is, [X, K]."""
+    return start_X[:, None] + jnp.arange(part_XKD.shape[1])
+
+
+def _logits(h_ND, part_XKD, entries_XK, vocab: int):
+    """Logits of a chunk, [N, X, K]; rows beyond the vocabulary get the lowest number there is."""
+    logits_NXK = jnp.einsum(
         "nd,xkd->nxk",
         h_ND,
         part_XKD,
         preferred_element_type=jnp.float32,
         out_sharding=spec("batch", "vocab", None),
     )
+    return jnp.where(entries_XK < vocab, logits_NXK, jnp.finfo(jnp.float32).min)
 
 
-def _hits(tokens_N, start_X, size: int):
-    """Where each token's own entry lies among a chunk's, [N, X, K]."""
-    return tokens_N[:, None, None] == start_X[:, None] + jnp.arange(size)
-
-
-def _forward(h_ND, head_VD, tokens_N, chunk, reduce_dtype):
+def _forward(h_ND, head_VD, tokens_N, vocab, chunk, reduce_dtype):
     def step(carry, inputs):
         top_N, total_N, own_N = carry
         part_XKD, start_X = inputs
-        logits_NXK = _logits(h_ND, gather(part_XKD, h_ND.dtype))
+        entries_XK = _entries(start_X, part_XKD)
+        logits_NXK = _logits(h_ND, gather(part_XKD, h_ND.dtype), entries_XK, vocab)
         new_N = jnp.maximum(top_N, logits_NXK.max((1, 2)))
         total_N = total_N * jnp.exp(top_N - new_N)
         total_N += jnp.exp(logits_NXK - new_N[:, None, None]).sum((1, 2))
-        hits_NXK = _hits(tokens_N, start_X, part_XKD.shape[1])
+        hits_NXK = tokens_N[:, None, None] == entries_XK
         return (new_N, total_N, own_N + jnp.where(hits_NXK, logits_NXK, 0).sum((1, 2))), None
 
     zeros_N = jnp.zeros(tokens_N.shape, jnp.float32, out_sharding=spec("batch"))
@@ -109,14 +118,15 @@ def _forward(h_ND, head_VD, tokens_N, chunk, reduce_dtype):
     return own_N - lse_N, (h_ND, head_VD, tokens_N, lse_N)
 
 
-def _backward(chunk, reduce_dtype, saved, g_N):
+def _backward(vocab, chunk, reduce_dtype, saved, g_N):
     h_ND, head_VD, tokens_N, lse_N = saved
 
     def step(dh_ND, inputs):
         part_XKD, start_X = inputs
         used_XKD = gather(part_XKD, h_ND.dtype)
-        p_NXK = jnp.exp(_logits(h_ND, used_XKD) - lse_N[:, None, None])
-        hits_NXK = _hits(tokens_N, start_X, part_XKD.shape[1])
+        entries_XK = _entries(start_X, part_XKD)
+        p_NXK = jnp.exp(_logits(h_ND, used_XKD, entries_XK, vocab) - lse_N[:, None, None])
+        hits_NXK = tokens_N[:, None, None] == entries_XK
         dlogits_NXK = ((hits_NXK - p_NXK) * g_N[:, None, None]).astype(h_ND.dtype)
         dh_ND += jnp.einsum(
             "nxk,xkd->nd",
@@ -125,13 +135,14 @@ def _backward(chunk, reduce_dtype, saved, g_N):
             preferred_element_type=jnp.float32,
             out_sharding=spec("batch", None),
         )
-        dpart_XKD = jnp.einsum(
-            "nxk,nd->xkd",
-            dlogits_NXK,
-            h_ND,
-            preferred_element_type=reduce_dtype,
-            out_sharding=jax.typeof(part_XKD).sharding.spec,
-        )
+        with jax.named_scope(GRADIENT):
+            dpart_XKD = jnp.einsum(
+                "nxk,nd->xkd",
+                dlogits_NXK,
+                h_ND,
+                preferred_element_type=reduce_dtype,
+                out_sharding=jax.typeof(part_XKD).sharding.spec,
+            )
         return dh_ND, dpart_XKD.astype(head_VD.dtype)
 
     zeros_ND = jnp.zeros(h_ND.shape, jnp.float32, out_sharding=spec("batch", None))

@@ -13,6 +13,7 @@ AXES = ("replica", "fsdp", "tensor")
 # Logical axis -> mesh axis. An axis that is not here, or None, is not split.
 RULES = {
     "batch": ("replica", "fsdp"),  # rows of a batch
+    "replicas": "replica",  # rows of a batch where "embed" splits another dimension
     "embed": "fsdp",  # model dimension of the weights; gathered where a weight is used
     "heads": "tensor",
     "kv_heads": "tensor",

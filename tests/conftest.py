@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or libtpu, where it is installed, looks for a TPU
 
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from alignjax import sharding
 from alignjax.models.decoder import DecoderConfig
+from alignjax.models.families import to_hf
 
 pytest.register_assert_rewrite("oracle", "refusals", "running")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -49,22 +51,8 @@ def tiny_config(tied: bool = True, **changes) -> DecoderConfig:
 
 
 def hf_config(c: DecoderConfig) -> dict:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden_size,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_dim,
-        "intermediate_size": c.mlp_size,
-        "rope_theta": c.rope_theta,
-        "rms_norm_eps": c.norm_eps,
-        "tie_word_embeddings": c.tied_head,
-        "hidden_act": "silu",
+    return to_hf(c) | {
         "attention_bias": False,
-        "mlp_bias": False,
         "max_position_embeddings": 512,
         "eos_token_id": 2,
         "torch_dtype": "float32",
@@ -119,30 +107,15 @@ def write_model(
     from safetensors.numpy import save_file
 
     from alignjax.models.families import TENSORS, tensor_names
+    from alignjax.weights.source import is_stacked, leaf_shapes
 
     rng = np.random.default_rng(seed)
-    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    shapes = {
-        "q": (q, c.hidden_size),
-        "k": (kv, c.hidden_size),
-        "v": (kv, c.hidden_size),
-        "o": (c.hidden_size, q),
-        "gate": (c.mlp_size, c.hidden_size),
-        "up": (c.mlp_size, c.hidden_size),
-        "down": (c.hidden_size, c.mlp_size),
-        "embed": (c.vocab_size, c.hidden_size),
-        "head": (c.vocab_size, c.hidden_size),
-    }
-    tensors = {}
-    for leaf in TENSORS:
-        if leaf == "head" and c.tied_head:
-            continue
+    shapes, tensors = leaf_shapes(c), {}
+    for leaf in (leaf for leaf in TENSORS if leaf in shapes):
+        shape = shapes[leaf][1:] if is_stacked(leaf) else shapes[leaf]
+        middle = float(leaf.endswith("norm") and not c.unit_offset)
         for name in tensor_names(leaf, c.layers):
-            short = leaf.removeprefix("blocks.")
-            if short.endswith("norm"):
-                array = 1 + 0.1 * rng.standard_normal(c.hidden_size)
-            else:
-                array = 0.1 * rng.standard_normal(shapes[short])
+            array = middle + 0.1 * rng.standard_normal(shape)
             tensors[name] = array.astype(np.float32).astype(dtype)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(hf_config(c)))

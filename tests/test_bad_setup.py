@@ -92,22 +92,36 @@ MODELS = {
     ),
     "half a config": (
         cut("config.json", 2),
-        "{0}/config.json: this is not JSON (Unterminated string starting at: line 1 column 426 "
-        "(char 425)); copy or fetch it again.",
+        "{0}/config.json: this is not JSON (Unterminated string starting at: line 1 column 476 "
+        "(char 475)); copy or fetch it again.",
     ),
     "another architecture": (
         configured(model_type="mamba"),
-        "{0}: model_type 'mamba' is not supported; supported: 'llama'.",
+        "{0}: model_type 'mamba' is not supported; supported: 'llama', 'mistral', "
+        "'gemma', 'qwen2', 'qwen3'.",
     ),
     "scaled rope": (
-        configured(rope_scaling={"rope_type": "yarn", "factor": 4.0}),
-        "{0}: rope_scaling={{'rope_type': 'yarn', 'factor': 4.0}} is not supported; "
-        "supported: None.",
+        configured(rope_parameters={"rope_type": "yarn", "factor": 4.0}),
+        "{0}: rope_type='yarn' is not supported; supported: 'default' or 'linear' or 'llama3'.",
+    ),
+    "rope that is scaled in one place only": (
+        configured(rope_scaling={"type": "linear", "factor": 4.0}),
+        "{0}: rope_parameters says rope_type='default', but the older keys say 'linear'; delete "
+        "the wrong one.",
+    ),
+    "soft-capped logits": (
+        configured(final_logit_softcapping=30.0),
+        "{0}: final_logit_softcapping=30.0 is not supported; supported: None.",
+    ),
+    "code of its own": (
+        configured(auto_map={"AutoModel": "modeling.py"}),
+        "{0}: auto_map={{'AutoModel': 'modeling.py'}} is not supported; supported: None.",
     ),
     "weights cut short": (
         cut("model.safetensors"),
         "{0}/model.safetensors: this is not a whole safetensors file (Error while deserializing "
-        "header: incomplete metadata, file not fully covered); copy or fetch it again.",
+        "header: incomplete metadata, file not fully covered; it ends within "
+        "model.norm.weight); copy or fetch it again.",
     ),
     "pickled weights": (
         pickled,
@@ -118,7 +132,7 @@ MODELS = {
     "a shard that is missing": (
         indexed,
         "{0}/model.safetensors.index.json: it names the file 'model-00001-of-00002.safetensors', "
-        "which is not in {0}.",
+        "which is not in {0}, for model.embed_tokens.weight.",
     ),
     "tensors of other names": (
         stored(renamed),
@@ -131,7 +145,7 @@ MODELS = {
     ),
     "more tensors": (
         stored(lambda tensors: tensors.update({"score.weight": np.zeros((1, 32), np.float32)})),
-        "{0}/model.safetensors: the tensor score.weight is not part of a Llama model.",
+        "{0}/model.safetensors: the tensor score.weight is not part of this model.",
     ),
     "a head that is not the embedding": (
         stored(lambda tensors: tensors.update({"lm_head.weight": np.ones((128, 32), np.float32)})),
@@ -150,8 +164,8 @@ MODELS = {
     ),
     "a chat template in no place": (
         lambda model: [without(file)(model) for file in ("chat_template.jinja",)],
-        "{1}, line 1: the model has no chat template; name one with --model.chat_template=FILE, or "
-        "set data.strings=plain for plain text.",
+        "{1}, line 1: the model has no chat template; name one with --model.chat_template=NAME "
+        "(or a file), or set data.strings=plain for plain text.",
     ),
 }
 

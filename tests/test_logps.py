@@ -15,9 +15,9 @@ from alignjax.sharding import place, spec
 from alignjax.stages import batch_loss, stage_of
 
 
-def dense(h_ND, head_VD, tokens_N, chunk=0, reduce_dtype=""):
+def dense(h_ND, head_VD, tokens_N, vocab=None, chunk=0, reduce_dtype=""):
     """The formula as it is written, with all logits."""
-    head_VD = jax.reshard(head_VD, jax.P())
+    head_VD = jax.reshard(head_VD, jax.P())[:vocab]
     logits_NV = jnp.einsum("nd,vd->nv", h_ND, head_VD, out_sharding=spec("batch", None))
     hit = jnp.arange(head_VD.shape[0]) == tokens_N[:, None]
     return jnp.where(hit, jax.nn.log_softmax(logits_NV), 0).sum(-1)
@@ -25,20 +25,22 @@ def dense(h_ND, head_VD, tokens_N, chunk=0, reduce_dtype=""):
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2), (1, 4, 2)])
 @pytest.mark.parametrize("chunk", [1, 16, 50, 1000])
-def test_values_and_gradients_equal_the_dense_formula(sizes, chunk):
+@pytest.mark.parametrize("vocab", [96, 83])
+def test_values_and_gradients_equal_the_dense_formula(sizes, chunk, vocab):
     mesh(*sizes)
     rng = np.random.default_rng(0)
     h = place(rng.standard_normal((24, 16)).astype(np.float32), "batch", None)
     head = place(rng.standard_normal((96, 16)).astype(np.float32), "vocab", "embed")
-    tokens = place(rng.integers(0, 96, 24).astype(np.int32), "batch")
+    tokens = place(rng.integers(0, vocab, 24).astype(np.int32), "batch")
     weight = place(rng.standard_normal(24).astype(np.float32), "batch")
 
     def total(h, head, fn):
-        return (weight * fn(h, head, tokens, chunk, "float32")).sum()
+        return (weight * fn(h, head, tokens, vocab, chunk, "float32")).sum()
 
     ours = jax.jit(jax.value_and_grad(lambda h, w: total(h, w, token_logps), (0, 1)))(h, head)
     theirs = jax.jit(jax.value_and_grad(lambda h, w: total(h, w, dense), (0, 1)))(h, head)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), ours, theirs)
+    assert not np.asarray(ours[1][1])[vocab:].any()  # rows beyond the vocabulary learn nothing
 
 
 def test_a_document_is_never_trained_to_predict_the_next():

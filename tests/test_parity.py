@@ -1,5 +1,8 @@
 """The same weights in transformers and here. Needs torch (the extra `parity`)."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import tiny_config, write_model
@@ -8,6 +11,9 @@ torch = pytest.importorskip("torch", reason="the extra `parity` is not installed
 
 from alignjax.config import Compute  # noqa: E402
 from alignjax.models.decoder import head_weight, hidden_states  # noqa: E402
+from alignjax.models.families import from_hf, to_hf  # noqa: E402
+from alignjax.models.presets import PRESETS, tiny  # noqa: E402
+from alignjax.models.rope import RopeScaling  # noqa: E402
 from alignjax.sharding import place  # noqa: E402
 from alignjax.weights.safetensors import export, open_directory  # noqa: E402
 from alignjax.weights.source import load  # noqa: E402
@@ -20,7 +26,7 @@ def ours(model, tokens, positions, segments) -> np.ndarray:
     compute = Compute(dtype="float32", remat="none")
     arrays = place((tokens, positions, segments), "batch", None)
     h = np.asarray(hidden_states(model, *arrays, compute))
-    logits = h @ np.asarray(head_weight(model)).T
+    logits = h @ np.asarray(head_weight(model))[: model.config.vocab_size].T
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
@@ -32,30 +38,85 @@ def theirs(directory, tokens) -> np.ndarray:
         return torch.log_softmax(model(torch.tensor(tokens)).logits, -1).numpy()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"tied": True},
-        {"tied": False},
-        {"heads": 8, "head_dim": 4, "rope_theta": 1e4},
-        {"head_dim": 12},
-    ],
-)
-def test_log_probs_of_a_random_llama(tmp_path, changes):
-    c = tiny_config(**changes)
+FAMILIES = [name for name in PRESETS if not name.startswith(("llama2_1", "llama2_7", "qwen2.5_3"))]
+ODD = {
+    "tied llama": tiny("llama3_8b", tied_head=True),
+    "untied llama": tiny("llama2_7b", vocab_size=131),
+    "more heads": tiny("llama3_8b", heads=8, head_dim=4, rope_theta=1e4),
+    "wide heads": tiny("llama3_8b", head_dim=12),
+    "linear scaling": tiny("llama2_7b", rope_scaling=RopeScaling("linear", 4.0)),
+    "window of one": tiny("mistral_7b", window=1),
+    "window longer than the row": tiny("mistral_7b", window=100),
+    "untied gemma": tiny("gemma_2b", tied_head=False),
+    "untied qwen": tiny("qwen3_4b", tied_head=False, vocab_size=130),
+}
+CASES = {name: tiny(name) for name in FAMILIES} | ODD
+LENGTH = 24
+
+
+def rows(c, rng):
+    tokens = rng.integers(0, c.vocab_size, (2, LENGTH)).astype(np.int32)
+    return tokens, np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_log_probs_of_a_random_model(tmp_path, name):
+    c = CASES[name]
     write_model(tmp_path, c)
-    tokens = np.random.default_rng(0).integers(0, c.vocab_size, (2, 24)).astype(np.int32)
-    positions = np.tile(np.arange(24, dtype=np.int32), (2, 1))
+    tokens, positions = rows(c, np.random.default_rng(0))
     model = load(open_directory(tmp_path))
+    assert model.config == c
     expected = theirs(tmp_path, tokens)
     got = ours(model, tokens, positions, np.ones_like(tokens))
     np.testing.assert_allclose(got, expected, atol=1e-5)
     # Two documents in one row are as each alone.
-    packed = np.concatenate([tokens[:1], tokens[1:]], axis=1)
-    segments = np.repeat([[1, 2]], 24, axis=1).reshape(1, 2, 24).transpose(0, 2, 1)
-    segments = np.sort(segments.reshape(1, 48), axis=1).astype(np.int32)
-    both = ours(model, packed, positions.reshape(1, 48), segments)
-    np.testing.assert_allclose(both.reshape(2, 24, -1), expected, atol=1e-5)
+    packed = tokens.reshape(1, -1)
+    segments = np.repeat([[1, 2]], LENGTH, axis=1).astype(np.int32)
+    both = ours(model, packed, positions.reshape(1, -1), segments)
+    np.testing.assert_allclose(both.reshape(2, LENGTH, -1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama3_8b", {"rope_theta": 1e4}),
+        ("llama3.1_8b", {"rope_scaling": None}),
+        ("linear scaling", {"rope_scaling": None}),
+        ("mistral_7b", {"window": None}),
+        ("mistral_7b", {"window": 8}),
+        ("gemma_2b", {"scaled_embedding": False}),
+        ("gemma_2b", {"unit_offset": False}),
+        ("gemma_2b", {"activation": "silu"}),
+        ("qwen2.5_0.5b", {"norm_eps": 1e-2}),
+    ],
+)
+def test_what_makes_a_family_is_seen(tmp_path, name, changes):
+    """Each constant, if it were ignored, would move the log-probs further than the tests allow."""
+    c = CASES[name]
+    write_model(tmp_path, c)
+    tokens, positions = rows(c, np.random.default_rng(0))
+    model = load(open_directory(tmp_path))
+    right = ours(model, tokens, positions, np.ones_like(tokens))
+    model.config = replace(c, **changes)
+    assert np.abs(ours(model, tokens, positions, np.ones_like(tokens)) - right).max() > 1e-4
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_transformers_reads_the_same_config(tmp_path, name, old):
+    """Our config.json, and the one that transformers writes from it, in both layouts."""
+    from transformers import AutoConfig
+
+    c, file = CASES[name], tmp_path / "config.json"
+    file.write_text(json.dumps(to_hf(c)))
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    written = json.loads(file.read_text())
+    if old:
+        rope = written.pop("rope_parameters")
+        written |= {"rope_theta": rope.pop("rope_theta")}
+        written["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    assert from_hf(written, "x") == c
 
 
 def test_an_export_loads_in_transformers(tmp_path):

@@ -84,7 +84,7 @@ def _decode(
             preferred_element_type=jnp.float32,
             out_sharding=spec("batch", "vocab"),
         )
-        logits_BV = jax.reshard(logits_BV, rows)
+        logits_BV = jax.reshard(logits_BV, rows)[:, : model.config.vocab_size]
         if temperature == 0:
             return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         noise_BV = jax.random.gumbel(jax.random.fold_in(key, i), logits_BV.shape, out_sharding=rows)

@@ -5,8 +5,10 @@ head size, V vocabulary, L layers. Weights are float32 masters in Hugging Face's
 so that reading and writing a checkpoint copies bytes; block weights are stacked over layers.
 """
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +16,19 @@ from flax import nnx
 
 from alignjax.config import Compute
 from alignjax.models.attention import attention
-from alignjax.models.linear import gather, linear
-from alignjax.sharding import spec
+from alignjax.models.linear import linear
+from alignjax.models.rope import RopeScaling, frequencies, rotate, rotations
+from alignjax.sharding import axis_size, spec
+
+VOCAB_MULTIPLE = 128  # of vocabulary entries that the weights have room for
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The sizes and constants that decide the mathematics of a decoder."""
+    """The sizes and constants that decide the mathematics of a decoder.
+
+    The first ten describe Llama; the others are where Mistral, Gemma and Qwen differ from it.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -32,16 +40,37 @@ class DecoderConfig:
     rope_theta: float
     norm_eps: float
     tied_head: bool
+    rope_scaling: RopeScaling | None = None
+    window: int | None = None  # tokens that a token sees, itself among them
+    qkv_bias: bool = False
+    qk_norm: bool = False  # of each head of q and k, before they are rotated
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    unit_offset: bool = False  # norms scale by 1 + w
+    scaled_embedding: bool = False  # by sqrt(hidden_size)
 
     def dimensions(self) -> dict[str, tuple[int, str]]:
         """What the mesh has to divide: name for the user -> (size, logical axis)."""
+        kv_heads = {"key/value heads": (self.kv_heads, "kv_heads")}
         return {
             "attention heads": (self.heads, "heads"),
-            "key/value heads": (self.kv_heads, "kv_heads"),
+            **({} if axis_size("kv_heads") % self.kv_heads == 0 else kv_heads),
             "hidden size": (self.hidden_size, "embed"),
             "MLP size": (self.mlp_size, "mlp"),
-            "vocabulary": (self.vocab_size, "vocab"),
         }
+
+
+def padded_vocab(size: int) -> int:
+    """Rows of the embedding and the head: the vocabulary, filled up so that the mesh divides it.
+
+    Rows beyond the vocabulary are zeros, which no token looks up and no probability falls on.
+    """
+    multiple = math.lcm(VOCAB_MULTIPLE, axis_size("vocab"))
+    return -(-size // multiple) * multiple
+
+
+def kv_axis(c: DecoderConfig) -> str | None:
+    """Logical axis of key/value heads: None, a copy on each device, where they are too few."""
+    return "kv_heads" if c.kv_heads % axis_size("kv_heads") == 0 else None
 
 
 class Block(nnx.Module):
@@ -56,19 +85,29 @@ class Block(nnx.Module):
     gate: jax.Array = nnx.data()
     up: jax.Array = nnx.data()
     down: jax.Array = nnx.data()
+    q_bias: jax.Array | None = nnx.data()
+    k_bias: jax.Array | None = nnx.data()
+    v_bias: jax.Array | None = nnx.data()
+    q_norm: jax.Array | None = nnx.data()
+    k_norm: jax.Array | None = nnx.data()
 
     def __init__(self, c: DecoderConfig, key: jax.Array):
         q_size, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        keys = jax.random.split(key, 7)
-        self.attn_norm = _ones(c.hidden_size)
+        keys, kv = jax.random.split(key, 7), kv_axis(c)
+        self.attn_norm = _scale(c, c.hidden_size)
         self.q = _normal(keys[0], (q_size, c.hidden_size), "heads", "embed")
-        self.k = _normal(keys[1], (kv_size, c.hidden_size), "kv_heads", "embed")
-        self.v = _normal(keys[2], (kv_size, c.hidden_size), "kv_heads", "embed")
+        self.k = _normal(keys[1], (kv_size, c.hidden_size), kv, "embed")
+        self.v = _normal(keys[2], (kv_size, c.hidden_size), kv, "embed")
         self.o = _normal(keys[3], (c.hidden_size, q_size), "embed", "heads")
-        self.mlp_norm = _ones(c.hidden_size)
+        self.mlp_norm = _scale(c, c.hidden_size)
         self.gate = _normal(keys[4], (c.mlp_size, c.hidden_size), "mlp", "embed")
         self.up = _normal(keys[5], (c.mlp_size, c.hidden_size), "mlp", "embed")
         self.down = _normal(keys[6], (c.hidden_size, c.mlp_size), "embed", "mlp")
+        self.q_bias = _zeros(q_size, "heads") if c.qkv_bias else None
+        self.k_bias = _zeros(kv_size, kv) if c.qkv_bias else None
+        self.v_bias = _zeros(kv_size, kv) if c.qkv_bias else None
+        self.q_norm = _scale(c, c.head_dim) if c.qk_norm else None
+        self.k_norm = _scale(c, c.head_dim) if c.qk_norm else None
 
 
 class Decoder(nnx.Module):
@@ -82,14 +121,15 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: DecoderConfig, key: jax.Array):
         keys = jax.random.split(key, 3)
-        shape = (config.vocab_size, config.hidden_size)
+        shape = (padded_vocab(config.vocab_size), config.hidden_size)
         self.config = config
-        self.embed = _normal(keys[0], shape, "vocab", "embed")
+        self.embed = _words(config, _normal(keys[0], shape, "vocab", "embed"))
         self.blocks = jax.vmap(lambda key: Block(config, key))(
             jax.random.split(keys[1], config.layers)
         )
-        self.norm = _ones(config.hidden_size)
-        self.head = None if config.tied_head else _normal(keys[2], shape, "vocab", "embed")
+        self.norm = _scale(config, config.hidden_size)
+        head = None if config.tied_head else _normal(keys[2], shape, "vocab", "embed")
+        self.head = None if head is None else _words(config, head)
 
 
 class Cache(NamedTuple):
@@ -102,7 +142,7 @@ class Cache(NamedTuple):
 
 def empty_cache(c: DecoderConfig, batch: int, length: int, dtype: str) -> Cache:
     """A cache of `length` free places for each of `batch` rows."""
-    shape = (c.layers, batch, length, c.kv_heads, c.head_dim)
+    shape = (c.layers, batch, length, _kv_parts(c), c.head_dim)
     sharding = spec(None, "batch", None, "kv_heads", None)
     return Cache(
         jnp.zeros(shape, dtype, out_sharding=sharding),
@@ -111,8 +151,19 @@ def empty_cache(c: DecoderConfig, batch: int, length: int, dtype: str) -> Cache:
     )
 
 
-def _ones(size: int) -> jax.Array:
-    return jnp.ones(size, jnp.float32, out_sharding=spec(None))
+def _scale(c: DecoderConfig, size: int) -> jax.Array:
+    """Weights of a norm that changes no scale yet."""
+    return jnp.full(size, 0 if c.unit_offset else 1, jnp.float32, out_sharding=spec(None))
+
+
+def _zeros(size: int, axis: str | None) -> jax.Array:
+    return jnp.zeros(size, jnp.float32, out_sharding=spec(axis))
+
+
+def _words(c: DecoderConfig, table_VD: jax.Array) -> jax.Array:
+    """A table whose rows beyond the vocabulary are zeros."""
+    real_V = jnp.arange(table_VD.shape[0]) < c.vocab_size
+    return jnp.where(jax.reshard(real_V, spec("vocab"))[:, None], table_VD, 0)
 
 
 def _normal(key: jax.Array, shape: tuple[int, int], *axes: str) -> jax.Array:
@@ -130,7 +181,7 @@ def abstract(config: DecoderConfig) -> Decoder:
 
 
 def head_weight(model: Decoder) -> jax.Array:
-    """The [V, D] matrix whose rows are scored against the last hidden state."""
+    """The matrix [padded vocabulary, D] that is scored against the last hidden state."""
     return model.embed if model.head is None else model.head
 
 
@@ -149,14 +200,15 @@ def hidden_states(
 
     def layer(x_BTD, block):
         def attend(q_BTNGK, k_BTNK, v_BTNK):
-            return attention(q_BTNGK, k_BTNK, v_BTNK, segments_BT, segments_BT)
+            rows = (q_BTNGK, k_BTNK, v_BTNK, segments_BT, segments_BT)
+            return attention(*rows, window=c.window, kernel=compute.attention)
 
-        return _block(model.config, block, x_BTD, rope, attend, compute), None
+        return _block(c, block, x_BTD, turns, attend, compute), None
 
-    rope = _rope(model.config, positions_BT)
+    c, turns = model.config, _turns(model.config, positions_BT)
     x_BTD = _embed(model, tokens_BT, compute)
     x_BTD, _ = jax.lax.scan(_remat(layer, compute.remat), x_BTD, model.blocks)
-    return _rms_norm(x_BTD, model.norm, model.config.norm_eps)
+    return _rms_norm(c, x_BTD, model.norm)
 
 
 def extend(
@@ -173,7 +225,7 @@ def extend(
     The tokens take places `offset` ... `offset + T - 1` of the cache, the same in every row.
     """
     segments_BS = jax.lax.dynamic_update_slice(cache.segments, segments_BT, (0, offset))
-    rope = _rope(model.config, positions_BT)
+    c, turns = model.config, _turns(model.config, positions_BT)
 
     def layer(carry, inputs):
         x_BTD, k_LBSNK, v_LBSNK = carry
@@ -186,63 +238,87 @@ def extend(
             v_LBSNK = jax.lax.dynamic_update_slice(v_LBSNK, v_BTNK[None], start)
             k_BSNK = jax.lax.dynamic_index_in_dim(k_LBSNK, i, keepdims=False)
             v_BSNK = jax.lax.dynamic_index_in_dim(v_LBSNK, i, keepdims=False)
-            return attention(q_BTNGK, k_BSNK, v_BSNK, segments_BT, segments_BS, offset)
+            segments = (segments_BT, segments_BS)
+            return attention(q_BTNGK, k_BSNK, v_BSNK, *segments, offset, window=c.window)
 
-        x_BTD = _block(model.config, block, x_BTD, rope, attend, compute)
+        x_BTD = _block(c, block, x_BTD, turns, attend, compute)
         return (x_BTD, k_LBSNK, v_LBSNK), None
 
     start = (_embed(model, tokens_BT, compute), cache.k, cache.v)
-    layers = (model.blocks, jnp.arange(model.config.layers))
+    layers = (model.blocks, jnp.arange(c.layers))
     (x_BTD, k, v), _ = jax.lax.scan(layer, start, layers)
-    return _rms_norm(x_BTD, model.norm, model.config.norm_eps), Cache(k, v, segments_BS)
+    return _rms_norm(c, x_BTD, model.norm), Cache(k, v, segments_BS)
 
 
-def _block(c: DecoderConfig, block: Block, x_BTD, rope, attend, compute: Compute):
-    batch, length, _ = x_BTD.shape
-    groups = c.heads // c.kv_heads
-    kv_shape = (batch, length, c.kv_heads, c.head_dim)
-    q_shape = (batch, length, c.kv_heads, groups, c.head_dim)
-    kv_spec = spec("batch", None, "kv_heads", None)
-    q_spec = spec("batch", None, "kv_heads", None, None)
+def _turns(c: DecoderConfig, positions_BT: jax.Array):
+    return rotations(frequencies(c.rope_theta, c.head_dim, c.rope_scaling), positions_BT)
 
-    y_BTD = _rms_norm(x_BTD, block.attn_norm, c.norm_eps)
-    q = linear(y_BTD, block.q, compute.reduce_dtype).reshape(q_shape, out_sharding=q_spec)
-    k = linear(y_BTD, block.k, compute.reduce_dtype).reshape(kv_shape, out_sharding=kv_spec)
-    v = linear(y_BTD, block.v, compute.reduce_dtype).reshape(kv_shape, out_sharding=kv_spec)
-    out = attend(_rotate(q, rope), _rotate(k, rope), v)
-    out = out.reshape(batch, length, -1, out_sharding=spec("batch", None, "heads"))
-    x_BTD = x_BTD + linear(out, block.o, compute.reduce_dtype)
 
-    y_BTD = _rms_norm(x_BTD, block.mlp_norm, c.norm_eps)
-    gate_BTF = linear(y_BTD, block.gate, compute.reduce_dtype)
-    up_BTF = linear(y_BTD, block.up, compute.reduce_dtype)
-    return x_BTD + linear(jax.nn.silu(gate_BTF) * up_BTF, block.down, compute.reduce_dtype)
+def _kv_parts(c: DecoderConfig) -> int:
+    """Key/value heads as attention sees them: repeated where there is not one for each device."""
+    return c.kv_heads if kv_axis(c) else axis_size("kv_heads")
+
+
+def _block(c: DecoderConfig, block: Block, x_BTD, turns, attend, compute: Compute):
+    reduce_dtype = compute.reduce_dtype
+    y_BTD = _rms_norm(c, x_BTD, block.attn_norm)
+    q = _heads(c, linear(y_BTD, block.q, reduce_dtype), block.q_bias, block.q_norm, "heads")
+    k = _heads(c, linear(y_BTD, block.k, reduce_dtype), block.k_bias, block.k_norm, kv_axis(c))
+    v = _heads(c, linear(y_BTD, block.v, reduce_dtype), block.v_bias, None, kv_axis(c))
+    out = attend(_grouped(c, rotate(q, turns)), _repeated(c, rotate(k, turns)), _repeated(c, v))
+    out = out.reshape(*x_BTD.shape[:2], -1, out_sharding=spec("batch", None, "heads"))
+    x_BTD = x_BTD + linear(out, block.o, reduce_dtype)
+
+    y_BTD = _rms_norm(c, x_BTD, block.mlp_norm)
+    gate_BTF = linear(y_BTD, block.gate, reduce_dtype)
+    up_BTF = linear(y_BTD, block.up, reduce_dtype)
+    return x_BTD + linear(_ACTIVATIONS[c.activation](gate_BTF) * up_BTF, block.down, reduce_dtype)
+
+
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
+
+
+def _heads(c: DecoderConfig, x_BTI, bias_I, norm_K, axis: str | None):
+    """A projection cut into heads [B, T, H, K], its bias added and each head normalised."""
+    if bias_I is not None:
+        x_BTI = x_BTI + bias_I.astype(x_BTI.dtype)
+    shape = (*x_BTI.shape[:2], -1, c.head_dim)
+    x_BTHK = x_BTI.reshape(shape, out_sharding=spec("batch", None, axis, None))
+    return x_BTHK if norm_K is None else _rms_norm(c, x_BTHK, norm_K)
+
+
+def _grouped(c: DecoderConfig, q_BTHK):
+    """Query heads by the key/value head that they use, [B, T, N, G, K]."""
+    shape = (*q_BTHK.shape[:2], _kv_parts(c), -1, c.head_dim)
+    return q_BTHK.reshape(shape, out_sharding=spec("batch", None, "kv_heads", None, None))
+
+
+def _repeated(c: DecoderConfig, k_BTHK):
+    """Key or value heads [B, T, N, K], each as often as devices share it."""
+    if kv_axis(c):
+        return k_BTHK
+    k_BTNK = jnp.repeat(k_BTHK, _kv_parts(c) // c.kv_heads, axis=2)
+    return jax.reshard(k_BTNK, spec("batch", None, "kv_heads", None))
 
 
 def _embed(model: Decoder, tokens_BT, compute: Compute):
-    table_VD = gather(model.embed, compute.dtype)
-    return table_VD.at[tokens_BT].get(out_sharding=spec("batch", None, None))
+    """Rows of the table; each device looks its own columns up for all, and sends what it finds.
+
+    So neither the table nor its gradient, summed in float32, travels whole.
+    """
+    tokens_BT = jax.reshard(tokens_BT, spec("replicas", None))
+    x_BTD = model.embed.at[tokens_BT].get(out_sharding=spec("replicas", None, "embed"))
+    x_BTD = jax.reshard(x_BTD.astype(compute.dtype), spec("batch", None, None))
+    if model.config.scaled_embedding:
+        x_BTD = x_BTD * jnp.asarray(math.sqrt(model.config.hidden_size), x_BTD.dtype)
+    return x_BTD
 
 
-def _rms_norm(x_BTD, w_D, eps: float):
-    x = x_BTD.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
-    return (x * scale * w_D).astype(x_BTD.dtype)
-
-
-def _rope(c: DecoderConfig, positions_BT):
-    """Cosine and sine [B, T, K / 2] of each position's rotation (RoFormer, arXiv 2104.09864)."""
-    frequencies = c.rope_theta ** (-jnp.arange(0, c.head_dim, 2, dtype=jnp.float32) / c.head_dim)
-    angles = positions_BT[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def _rotate(x, rope):
-    """Rotates the halves of the last dimension of [B, T, ..., K] against each other, in float32."""
-    cos, sin = (jnp.expand_dims(part, tuple(range(2, x.ndim - 1))) for part in rope)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+def _rms_norm(c: DecoderConfig, x, w):
+    """Normalises the last dimension, in float32."""
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + c.norm_eps)
+    return (wide * scale * (1 + w if c.unit_offset else w)).astype(x.dtype)
 
 
 def _remat(layer, policy: str):

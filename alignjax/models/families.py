@@ -1,6 +1,10 @@
-"""Hugging Face's config.json and tensor names <-> ours."""
+"""Hugging Face's config.json and tensor names <-> ours: what makes a family of models its own."""
+
+from dataclasses import dataclass
+from typing import Any
 
 from alignjax.models.decoder import DecoderConfig
+from alignjax.models.rope import RopeScaling
 
 # Our leaf -> Hugging Face's tensor; {} is the layer. Both are [out, in]: no leaf is transposed.
 TENSORS = {
@@ -9,6 +13,11 @@ TENSORS = {
     "blocks.q": "model.layers.{}.self_attn.q_proj.weight",
     "blocks.k": "model.layers.{}.self_attn.k_proj.weight",
     "blocks.v": "model.layers.{}.self_attn.v_proj.weight",
+    "blocks.q_bias": "model.layers.{}.self_attn.q_proj.bias",
+    "blocks.k_bias": "model.layers.{}.self_attn.k_proj.bias",
+    "blocks.v_bias": "model.layers.{}.self_attn.v_proj.bias",
+    "blocks.q_norm": "model.layers.{}.self_attn.q_norm.weight",
+    "blocks.k_norm": "model.layers.{}.self_attn.k_norm.weight",
     "blocks.o": "model.layers.{}.self_attn.o_proj.weight",
     "blocks.mlp_norm": "model.layers.{}.post_attention_layernorm.weight",
     "blocks.gate": "model.layers.{}.mlp.gate_proj.weight",
@@ -18,13 +27,70 @@ TENSORS = {
     "head": "lm_head.weight",
 }
 
-# Keys that change the mathematics, and the only values this decoder computes.
-_FIXED = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "rope_scaling": (None,),
-    "sliding_window": (None,),
+
+@dataclass(frozen=True)
+class Family:
+    """What a model_type means, and what its config.json may leave out (transformers' defaults)."""
+
+    architecture: str
+    own: dict[str, Any]  # fields of DecoderConfig
+    defaults: dict[str, Any]  # keys of config.json
+
+
+_LLAMA = {"hidden_act": "silu", "tie_word_embeddings": False}
+_GELU = "gelu_pytorch_tanh"
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", {}, _LLAMA),
+    "mistral": Family(
+        "MistralForCausalLM", {}, _LLAMA | {"num_key_value_heads": 8, "sliding_window": 4096}
+    ),
+    "gemma": Family(
+        "GemmaForCausalLM",
+        {"activation": "gelu_tanh", "unit_offset": True, "scaled_embedding": True},
+        {
+            "hidden_act": _GELU,
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 16,
+            "head_dim": 256,
+        },
+    ),
+    "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, _LLAMA | {"num_key_value_heads": 32}),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        {"qk_norm": True},
+        _LLAMA | {"num_key_value_heads": 32, "head_dim": 128},
+    ),
+}
+
+# Keys that change the mathematics in some decoder or other, and the values that leave it as it is.
+_NEUTRAL: dict[str, tuple] = {
+    "attention_bias": (False, None),
+    "attention_multiplier": (None,),
+    "attention_out_bias": (False, None),
+    "attn_logit_softcapping": (None,),
+    "auto_map": (None,),
+    "clip_qkv": (None,),
+    "embedding_multiplier": (None, 1),
+    "final_logit_softcapping": (None,),
+    "logit_scale": (None, 1),
+    "logits_scaling": (None, 1),
+    "mlp_bias": (False, None),
+    "mlp_only_layers": (None, []),
+    "no_rope_layers": (None, []),
+    "num_experts": (None, 0),
+    "num_local_experts": (None, 0),
+    "partial_rotary_factor": (None, 1),
+    "quantization_config": (None,),
+    "query_pre_attn_scalar": (None,),
+    "residual_multiplier": (None, 1),
+    "rope_interleaved": (None, False),
+    "rope_local_base_freq": (None,),
+    "scale_depth": (None, 1),
+    "scale_emb": (None, 1),
+    "sliding_window_pattern": (None,),
+    "use_bidirectional_attention": (None, False),
+    "use_qk_norm": (None, False),
+    "use_sliding_window": (None, False),
 }
 
 
@@ -37,21 +103,24 @@ def tensor_names(leaf: str, layers: int) -> list[str]:
 def from_hf(hf: dict, where: str) -> DecoderConfig:
     """The decoder that a config.json describes; `where` names the file in errors.
 
-    Raises ValueError for an architecture, or a value, that this decoder does not compute.
+    Keys that change nothing are passed over. Raises ValueError for an architecture, or a value,
+    that this decoder does not compute.
     """
-    if hf.get("model_type") != "llama":
+    family = FAMILIES.get(hf.get("model_type"))
+    if family is None:
+        known = ", ".join(map(repr, FAMILIES))
         raise ValueError(
-            f"{where}: model_type {hf.get('model_type')!r} is not supported; supported: 'llama'."
+            f"{where}: model_type {hf.get('model_type')!r} is not supported; supported: {known}."
         )
-    for key, values in _FIXED.items():
-        if hf.get(key, values[0]) not in values:
-            known = " or ".join(map(repr, values))
-            raise ValueError(f"{where}: {key}={hf[key]!r} is not supported; supported: {known}.")
-    rope = hf.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(
-            f"{where}: rope_type={rope['rope_type']!r} is not supported; supported: 'default'."
-        )
+    for key, values in _NEUTRAL.items():
+        if hf.get(key) not in (*values, None):
+            raise _refusal(where, key, hf[key], " or ".join(map(repr, values)))
+    hf = family.defaults | hf
+    # Gemma's first config.json files name another function, which nothing has ever used.
+    activation = _GELU if hf["model_type"] == "gemma" else hf["hidden_act"]
+    if activation != family.defaults["hidden_act"]:
+        raise _refusal(where, "hidden_act", activation, repr(family.defaults["hidden_act"]))
+    theta, scaling = _rope(hf, where)
     try:
         heads = hf["num_attention_heads"]
         return DecoderConfig(
@@ -62,9 +131,110 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
             kv_heads=hf.get("num_key_value_heads") or heads,
             head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
             mlp_size=hf["intermediate_size"],
-            rope_theta=float(rope.get("rope_theta") or hf.get("rope_theta") or 10000.0),
+            rope_theta=theta,
             norm_eps=hf.get("rms_norm_eps", 1e-6),
-            tied_head=hf.get("tie_word_embeddings", False),
+            tied_head=hf["tie_word_embeddings"],
+            rope_scaling=scaling,
+            window=_window(hf, where),
+            **family.own,
         )
     except KeyError as error:
         raise ValueError(f"{where}: config.json lacks the key {error}.") from None
+
+
+def _refusal(where: str, key: str, value, known: str) -> ValueError:
+    return ValueError(f"{where}: {key}={value!r} is not supported; supported: {known}.")
+
+
+def _rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling, from transformers 5's `rope_parameters` or the older two keys."""
+    new, old = (dict(hf.get(key) or {}) for key in ("rope_parameters", "rope_scaling"))
+    for rope in (new, old):
+        rope.setdefault("rope_type", rope.pop("type", "default"))
+    if hf.get("rope_theta"):
+        old["rope_theta"] = hf["rope_theta"]
+    for key in new.keys() & old.keys() if hf.get("rope_parameters") else ():
+        if new[key] != old[key] and (key != "rope_type" or hf.get("rope_scaling")):
+            raise ValueError(
+                f"{where}: rope_parameters says {key}={new[key]!r}, but the older keys say "
+                f"{old[key]!r}; delete the wrong one."
+            )
+    rope = old | new if hf.get("rope_parameters") else old
+    theta = float(rope.get("rope_theta", 10000.0))
+    kind = rope["rope_type"]
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise _refusal(where, "partial_rotary_factor", rope["partial_rotary_factor"], "1")
+    try:
+        match kind:
+            case "default":
+                return theta, None
+            case "linear":
+                return theta, RopeScaling("linear", float(rope["factor"]))
+            case "llama3":
+                return theta, RopeScaling(
+                    "llama3",
+                    float(rope["factor"]),
+                    float(rope["low_freq_factor"]),
+                    float(rope["high_freq_factor"]),
+                    rope["original_max_position_embeddings"],
+                )
+    except KeyError as error:
+        raise ValueError(f"{where}: its rope scaling {kind!r} lacks the key {error}.") from None
+    raise _refusal(where, "rope_type", kind, "'default' or 'linear' or 'llama3'")
+
+
+def _window(hf: dict, where: str) -> int | None:
+    """The sliding window of all layers; Mistral alone has one."""
+    window = hf.get("sliding_window") if hf["model_type"] == "mistral" else None
+    wanted = "full_attention" if window is None else "sliding_attention"
+    for kind in hf.get("layer_types") or []:
+        if kind != wanted:
+            raise _refusal(where, "layer_types", kind, repr(wanted))
+    return window
+
+
+def to_hf(c: DecoderConfig) -> dict:
+    """A config.json that transformers reads as this decoder."""
+    name = _family_of(c)
+    family = FAMILIES[name]
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": c.rope_theta}
+    if c.rope_scaling is not None:
+        rope |= {"rope_type": c.rope_scaling.kind, "factor": c.rope_scaling.factor}
+    if c.rope_scaling is not None and c.rope_scaling.kind == "llama3":
+        rope |= {
+            "low_freq_factor": c.rope_scaling.low_frequency,
+            "high_freq_factor": c.rope_scaling.high_frequency,
+            "original_max_position_embeddings": c.rope_scaling.original_length,
+        }
+    found = {
+        "architectures": [family.architecture],
+        "model_type": name,
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_dim,
+        "intermediate_size": c.mlp_size,
+        "hidden_act": family.defaults["hidden_act"],
+        "rms_norm_eps": c.norm_eps,
+        "tie_word_embeddings": c.tied_head,
+        "rope_parameters": rope,
+        "rope_theta": c.rope_theta,  # what transformers 4 reads
+    }
+    if c.rope_scaling is not None:
+        found["rope_scaling"] = {key: rope[key] for key in rope if key != "rope_theta"}
+    return found | ({"sliding_window": c.window} if name == "mistral" else {})
+
+
+def _family_of(c: DecoderConfig) -> str:
+    if c.window is not None:
+        return "mistral"
+    own = {key: getattr(c, key) for key in ("activation", "qkv_bias", "qk_norm", "unit_offset")}
+    plain = {"activation": "silu", "qkv_bias": False, "qk_norm": False, "unit_offset": False}
+    names = ("llama", "gemma", "qwen2", "qwen3")
+    return next(
+        name
+        for name in names
+        if plain | {k: v for k, v in FAMILIES[name].own.items() if k in own} == own
+    )

@@ -10,6 +10,10 @@ import jax.numpy as jnp
 
 from alignjax.sharding import gathered
 
+# Names in a compiled program and in profiles.
+WEIGHT = "gathered_weight"
+GRADIENT = "reduced_gradient"
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def linear(x_BTI: jax.Array, w_OI: jax.Array, reduce_dtype: str) -> jax.Array:
@@ -23,7 +27,8 @@ def linear(x_BTI: jax.Array, w_OI: jax.Array, reduce_dtype: str) -> jax.Array:
 
 def gather(w: jax.Array, dtype) -> jax.Array:
     """A stored weight as it is used: cast, then whole along the model dimension."""
-    return jax.reshard(w.astype(dtype), gathered(jax.typeof(w).sharding.spec))
+    with jax.named_scope(WEIGHT):
+        return jax.reshard(w.astype(dtype), gathered(jax.typeof(w).sharding.spec))
 
 
 def _flat(x_BTI: jax.Array) -> jax.Array:
@@ -48,13 +53,14 @@ def _backward(reduce_dtype, saved, g_BTO):
         gather(w_OI, g_NO.dtype),
         out_sharding=jax.typeof(x_NI).sharding.spec,
     )
-    dw_OI = jnp.einsum(
-        "no,ni->oi",
-        g_NO,
-        x_NI,
-        preferred_element_type=reduce_dtype,
-        out_sharding=jax.typeof(w_OI).sharding.spec,
-    )
+    with jax.named_scope(GRADIENT):
+        dw_OI = jnp.einsum(
+            "no,ni->oi",
+            g_NO,
+            x_NI,
+            preferred_element_type=reduce_dtype,
+            out_sharding=jax.typeof(w_OI).sharding.spec,
+        )
     dx_BTI = dx_NI.reshape(x_BTI.shape, out_sharding=jax.typeof(x_BTI).sharding.spec)
     return dx_BTI, dw_OI.astype(w_OI.dtype)
 

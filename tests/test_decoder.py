@@ -1,0 +1,98 @@
+"""A model on a mesh: any vocabulary, any number of key/value heads, the same log-probs."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import mesh, random_batch
+
+from alignjax.config import DPO, Compute
+from alignjax.generation.native import generate
+from alignjax.logps import sequence_logps
+from alignjax.models import decoder
+from alignjax.models.presets import tiny
+from alignjax.sharding import check_divides, place
+from alignjax.stages import batch_loss, stage_of
+
+COMPUTE = Compute(dtype="float32", remat="full", vocab_chunk=64)
+ODD = {
+    "a padded vocabulary": tiny("llama2_7b", vocab_size=131, tied_head=True),
+    "a padded head": tiny("llama2_7b", vocab_size=131),
+    "one key/value head": tiny("gemma_2b"),
+    "two for four devices": tiny("qwen2.5_0.5b"),
+    "a window": tiny("mistral_7b"),
+    "normed heads": tiny("qwen3_4b"),
+}
+
+
+def model_on(c, *sizes: int):
+    """The same random model on a mesh: the first device's weights, placed anew."""
+    mesh()
+    one = jax.tree.map(np.asarray, decoder.init(c, jax.random.key(0)))
+    mesh(*sizes)
+    check_divides(c.dimensions())
+    want = jax.tree.leaves(decoder.abstract(c))
+    leaves = [
+        jax.device_put(leaf, jax.NamedSharding(jax.sharding.get_mesh(), like.sharding.spec))
+        for leaf, like in zip(jax.tree.leaves(one), want, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(one), leaves)
+
+
+def losses(c, *sizes: int):
+    model = model_on(c, *sizes)
+    rng = np.random.default_rng(0)
+    batch = random_batch(c, rng, 4, 128, [[30, 34, 20, 44], [64, 64], [10, 11, 12, 13], [50, 40]])
+    batch = place(batch, "batch")
+    logps, _ = jax.jit(lambda model, batch: sequence_logps(model, batch, COMPUTE))(model, batch)
+    stage = stage_of(DPO())
+    grads = jax.jit(jax.grad(lambda model, batch: batch_loss(model, batch, stage, COMPUTE)[0]))(
+        model, batch
+    )
+    return np.asarray(logps), jax.tree.map(np.asarray, grads)
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 2), (1, 2, 4)])
+@pytest.mark.parametrize("name", ODD)
+def test_a_mesh_changes_no_log_prob_and_no_gradient(name, sizes):
+    c = ODD[name]
+    alone, alone_grads = losses(c, 1, 1, 1)
+    split, split_grads = losses(c, *sizes)
+    np.testing.assert_allclose(split, alone, rtol=1e-5, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        split_grads,
+        alone_grads,
+    )
+    for table in (split_grads.embed, split_grads.head):
+        assert table is None or not table[c.vocab_size :].any()
+
+
+@pytest.mark.parametrize(("size", "tensor", "rows"), [(32000, 1, 32000), (32001, 2, 32128)])
+def test_the_vocabulary_is_filled_up(size, tensor, rows):
+    mesh(1, 1, tensor)
+    assert decoder.padded_vocab(size) == rows
+    model = decoder.init(tiny("llama2_7b", vocab_size=131), jax.random.key(0))
+    for table in (model.embed, model.head):
+        assert table.shape[0] == 256 and not np.asarray(table)[131:].any()
+
+
+def test_padding_is_never_sampled():
+    """All logits of real tokens far below 0, which is what padded rows would give."""
+    model = decoder.init(tiny("llama2_7b", vocab_size=131, tied_head=True), jax.random.key(0))
+    model.norm = 1e-3 * model.norm
+    answers = generate(model, [[3, 4, 5]] * 8, [], 32, 5.0, 0, 8, COMPUTE)
+    assert max(map(max, answers)) < 131
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_cache_gives_what_the_whole_row_gives(name):
+    c = ODD[name]
+    model = decoder.init(c, jax.random.key(1))
+    prompt = np.random.default_rng(0).integers(3, c.vocab_size, 20).tolist()
+    (answer,) = generate(model, [prompt], [], 12, 0.0, 0, 1, COMPUTE)
+    row = np.array([prompt + answer], np.int32)
+    positions = np.arange(row.shape[1], dtype=np.int32)[None]
+    arrays = place((row, positions, np.ones_like(row)), "batch", None)
+    h = np.asarray(decoder.hidden_states(model, *arrays, COMPUTE))[0]
+    logits = h @ np.asarray(decoder.head_weight(model))[: c.vocab_size].T
+    assert logits.argmax(-1)[19:-1].tolist() == answer
