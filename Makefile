@@ -9,7 +9,7 @@ RUN_DIR ?= runs/dpo_smollm2
 help:
 	@echo "make demo       align SmolLM2-135M-Instruct by DPO on two CPU cores, in minutes"
 	@echo "make test       every test, on 8 fake devices"
-	@echo "make test-fast  the tests that need neither torch nor minutes"
+	@echo "make test-fast  the tests that need neither torch, nor libtpu, nor minutes"
 	@echo "make lint       ruff, as CI runs it"
 	@echo "make format     let ruff rewrite"
 	@echo "make clean      remove .venv, runs and caches of the tools"
@@ -31,8 +31,8 @@ $(VENV)/.test-fast: $(VENV)/.made pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
-	@echo "installing alignjax, its tests and torch into $(VENV)"
-	$(PIP) -e ".[test,parity]"
+	@echo "installing alignjax, its tests, torch and the TPU compiler into $(VENV)"
+	$(PIP) -e ".[test,parity,plan-tpu]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt

@@ -102,7 +102,7 @@ def _instruction(line: str) -> _Instruction:
         for dtype, sizes in _ARRAY.findall(tail[:end])
     ]
     name = head.removeprefix("ROOT ").removeprefix("%")
-    operands = re.findall(r"%([\w.\-]+)", rest[: _closing("(" + rest) - 1])
+    operands = re.findall(r"%([\w.\-#]+)", rest[: _closing("(" + rest) - 1])
     return _Instruction(name, arrays, opcode, operands, rest, head.startswith("ROOT "))
 
 
@@ -185,7 +185,7 @@ def _trip_count(computations: dict[str, Computation], name: str, loop: _Instruct
     if test.opcode != "compare" or "direction=LT" not in test.rest or end.opcode != "constant":
         return 1
     place = int(re.search(r"index=(\d+)", counter.rest)[1])
-    start = _origin(computations[name], _tuple(computations[name], loop).operands[place])
+    start = _origin(computations[name], f"{loop.operands[0]}#{place}")
     step = _origin(body, _root(body).operands[place])
     numbers = [_origin(body, operand) for operand in step.operands]
     steps = [_integer(one) for one in numbers if one.opcode == "constant"]
@@ -199,15 +199,17 @@ def _root(computation: Computation) -> _Instruction:
     return root
 
 
-def _tuple(computation: Computation, loop: _Instruction) -> _Instruction:
-    return _origin(computation, loop.operands[0])
-
-
 def _origin(computation: Computation, name: str) -> _Instruction:
-    """The instruction behind copies."""
+    """The instruction behind copies; `tuple#2` is one that takes a part of a tuple."""
+    whole, _, place = name.rpartition("#")
+    if whole:
+        made = _origin(computation, whole)
+        if made.opcode == "tuple":
+            return _origin(computation, made.operands[int(place)])
+        return _Instruction(name, [], "get-tuple-element", [whole], f"index={place}", False)
     one = computation[name]
-    while one.opcode in ("copy", "bitcast", "copy-start", "copy-done"):
-        one = computation[one.operands[0]]
+    if one.opcode in ("copy", "bitcast", "copy-start", "copy-done"):
+        return _origin(computation, one.operands[0])
     return one
 
 

@@ -59,11 +59,13 @@ def reference_logps(
 ) -> np.ndarray:
     """Log-probs [items, S] under the reference, for all items or those of `ids`; others are NaN.
 
-    Kept under a fingerprint of the weights, the tokens and the dtype, looked up by item number, and
-    added to where a later run needs items that earlier ones did not. Items are scored and saved in
-    chunks that depend on their numbers alone, so what is left after a kill packs as it would have.
+    Kept under a fingerprint of weights, tokens, dtype and kernels, looked up by item
+    number, and added to where a later run needs items that earlier ones did not. Items are scored
+    and saved in chunks that depend on their numbers alone, so what is left after a kill packs as it
+    would have.
     """
-    about = {"weights": weights, "tokens": data.key, "dtype": compute.dtype, "version": 2}
+    about = {"weights": weights, "tokens": data.key, "dtype": compute.dtype, "version": 3}
+    about |= {"attention": compute.attention, "platform": jax.default_backend()}  # they round
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     file = cache / "reference" / f"{key}.npy"
     known = np.full((len(data), data.sides), np.nan, np.float32)

@@ -25,6 +25,7 @@ FREE = (
     "data.cache_dir",
     "mesh",
     "batch.rows_per_device",
+    "compute.attention",
     "compute.remat",
     "compute.vocab_chunk",
     "checkpoint.every",

@@ -297,9 +297,9 @@ def load(source: str) -> dict:
     asked = []
     original = tensorfile.read_bytes
 
-    def read_bytes(file, start, size):
-        asked.append(size)
-        return original(file, start, size)
+    def read_bytes(file, start, content):
+        asked.append(len(content))
+        return original(file, start, content)
 
     tensorfile.read_bytes = read_bytes
     use_mesh(1, FSDP, TENSOR)

@@ -76,6 +76,14 @@ def test_a_ring_in_a_loop_counts_each_turn(start, step, turns):
     assert one.received == turns * 4 * 16 * 2
 
 
+def test_a_counter_taken_from_its_tuple_in_passing_is_followed():
+    """XLA's newer way of writing it."""
+    text = LOOP.replace("compare(%i, %end)", "compare(%p#0, %end)").replace("%i.1,", "%p.1#0,")
+    text = text.replace("STEP", "3").replace("START", "0").replace("while(%init)", "while(%copies)")
+    text = text.replace("  ROOT %loop", "  %copies = (s32[], bf16[4,16]) copy(%init)\n  ROOT %loop")
+    assert transfers(HEAD + text)[0].times == 2
+
+
 def test_a_trip_count_that_xla_writes_is_taken():
     known = 'body=%body, backend_config={"known_trip_count":{"n":"5"}}'
     text = HEAD + LOOP.replace("body=%body", known).replace("constant(6)", "parameter(1)")

@@ -96,7 +96,7 @@ def test_a_training_step_is_the_same_with_each_kernel(kernel):
 
     @partial(jax.jit, static_argnums=0)
     def gradient(name):
-        compute = Compute(dtype="float32", attention=name)
+        compute = Compute(dtype="float32", remat="none", attention=name)
         return jax.grad(batch_loss, has_aux=True)(model, batch, stage_of(DPO()), compute)
 
     ours, theirs = gradient(kernel), gradient("blocks")

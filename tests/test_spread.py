@@ -33,9 +33,9 @@ def test_each_byte_is_read_once_on_any_mesh(tmp_path, monkeypatch, devices, slab
     asked = []
     original = tensorfile.read_bytes
 
-    def spy(file, start, size):
-        asked.extend((file.name, place) for place in range(start, start + size))
-        return original(file, start, size)
+    def spy(file, start, content):
+        asked.extend((file.name, place) for place in range(start, start + len(content)))
+        return original(file, start, content)
 
     monkeypatch.setattr(tensorfile, "read_bytes", spy)
     monkeypatch.setattr(spread, "SLAB", slab)

@@ -1,7 +1,8 @@
 """Attention by kernels that come with JAX: splash on TPU, Triton on GPU.
 
 Both live in jax.experimental, where a release of JAX may move them: this is the only file that
-knows them, and a test names the releases that it was tried with. On CPU both are interpreted.
+knows them, each is imported where it is used, and a test names the releases that they were tried
+with. On CPU both are interpreted.
 
 B batch, T position, N key/value heads, G query heads each serves, H = N G, K head size.
 """
@@ -11,7 +12,6 @@ import warnings
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas.ops.tpu import splash_attention
 
 from alignjax.sharding import spec
 
@@ -39,20 +39,23 @@ def splash(
         heads_first = [
             x.swapaxes(1, 2) for x in (q_BTHK * q_BTHK.shape[-1] ** -0.5, k_BTNK, v_BTNK)
         ]
-        ids = splash_attention.SegmentIds(segments_BT, segments_BT)
-        return jax.vmap(kernel)(*heads_first, ids).swapaxes(1, 2)
+        return jax.vmap(kernel)(*heads_first, segments_BT).swapaxes(1, 2)
 
     return _on_each_device(local, q_BTNGK, k_BTNK, v_BTNK, segments_BT)
 
 
 def _splash(length: int, heads: int, window: int | None):
-    """The kernel for the rows of a device; blocks without a visible key are never met."""
-    shape = (length, length)
-    mask = splash_attention.CausalMask(shape)
+    """The kernel for a row, `(q [H, T, K], k [N, T, K], v, segments [T])`.
+
+    Blocks that the causal mask or the window hides from every query are never met.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as tpu
+
+    mask = tpu.CausalMask((length, length))
     if window is not None:
-        mask = splash_attention.LocalMask(shape, (window - 1, 0), 0)
+        mask = tpu.LocalMask((length, length), (window - 1, 0), 0)
     block = next(size for size in (512, 256, 128) if length % size == 0)
-    sizes = splash_attention.BlockSizes(
+    sizes = tpu.BlockSizes(
         block_q=block,
         block_kv=block,
         block_q_dkv=block,
@@ -60,11 +63,12 @@ def _splash(length: int, heads: int, window: int | None):
         block_q_dq=block,
         block_kv_dq=block,
     )
-    return splash_attention.make_splash_mha_single_device(
-        splash_attention.MultiHeadMask([mask] * heads),
+    kernel = tpu.make_splash_mha_single_device(
+        tpu.MultiHeadMask([mask] * heads),
         block_sizes=sizes,
         interpret=platform() == "cpu",
     )
+    return lambda q, k, v, segments: kernel(q, k, v, tpu.SegmentIds(segments, segments))
 
 
 def triton(

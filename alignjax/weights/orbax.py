@@ -30,7 +30,7 @@ from alignjax.weights.source import (
     is_stacked,
     true_shape,
 )
-from alignjax.weights.tensorfile import DTYPES
+from alignjax.weights.tensorfile import DTYPES, read_bytes
 
 _COMMIT = "_CHECKPOINT_METADATA"  # Orbax's note that a checkpoint is whole
 _SPARE_CACHE = 1 << 24  # bytes that a cache needs beyond the chunks it holds
@@ -79,24 +79,75 @@ def open_orbax(path: Path) -> Source:
         shape = array.shape
         if model and shape[0] > true_shape(model, leaf, shape)[0]:
             shape = true_shape(model, leaf, shape)  # without the rows that pad the vocabulary
+        plain = _plain(array, is_stacked(leaf))
         for layer, name in enumerate(tensor_names(leaf, shape[0] if is_stacked(leaf) else 1)):
-            where[name] = array, ((layer,) if is_stacked(leaf) else ())
+            where[name] = array, ((layer,) if is_stacked(leaf) else ()), plain
             own = dtype_named(own_dtypes[name]) if name in own_dtypes else dtype
             tensors[name] = Stored(tuple(shape[is_stacked(leaf) :]), own, place.arrays)
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        array, layer = where[name]
+        array, layer, plain = where[name]
         shape, dtype, _ = tensors[name]
-        inside = (slice(*i.indices(n)) for i, n in zip(index, shape, strict=True))
+        inside = tuple(slice(*i.indices(n)) for i, n in zip(index, shape, strict=True))
         try:
-            found = array[(*layer, *inside)].read().result()
-        except ValueError as error:
+            if plain:
+                found = _read_plain(plain, layer, inside)
+            else:
+                found = array[(*layer, *inside)].read().result()
+        except (ValueError, OSError) as error:
             raise ValueError(_damaged(place.arrays, name, error)) from None
         return found.astype(dtype, copy=False)
 
     if place.prefix:  # a run trains in float32, whatever the config of its first weights says
         config = with_dtype(config, next(iter(tensors.values())).dtype.name)
     return Source(place.checkpoint if place.prefix else path, config, tensors, read, place.beside)
+
+
+class _Plain(NamedTuple):
+    """An array whose chunks are files of whole rows of one tensor, as they lie in memory."""
+
+    directory: Path
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    dtype: np.dtype
+
+
+def _plain(array, stacked: bool) -> _Plain | None:
+    """An array as `write_model` writes it; None where it is stored in another way."""
+    spec = array.spec().to_json()
+    if spec["driver"] != "zarr" or spec["kvstore"]["driver"] != "file":
+        return None
+    about, one = spec["metadata"], ((1,) if stacked else ())
+    chunk, first = tuple(about["chunks"]), len(one) + 1  # of the dimensions that are not cut
+    as_written = {"compressor": None, "filters": None, "order": "C", "dimension_separator": "."}
+    if (
+        any(about[key] != value for key, value in as_written.items())
+        or about["dtype"].startswith(">")
+        or (chunk[: len(one)], chunk[first:]) != (one, array.shape[first:])
+    ):
+        return None
+    where = Path(spec["kvstore"]["path"])
+    return _Plain(where, tuple(array.shape), chunk, array.dtype.numpy_dtype)
+
+
+def _read_plain(plain: _Plain, layer: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+    """A part of a tensor, of which no other rows are read."""
+    rows, rest = plain.chunk[len(layer)], plain.shape[len(layer) + 1 :]
+    first, last = index[0].start, max(index[0].stop, index[0].start)
+    content = np.empty((last - first, *rest), plain.dtype)
+    width = math.prod(rest) * plain.dtype.itemsize
+    for number in range(first // rows, -(-last // rows)):
+        begin, end = max(first, number * rows), min(last, (number + 1) * rows)
+        file = plain.directory / chunk_name((*layer, number), len(plain.shape))
+        space = content[begin - first : end - first].reshape(-1).view(np.uint8)
+        if read_bytes(file, (begin - number * rows) * width, space) < len(space):
+            raise ValueError(f"{file.name} is too short")
+    return content[(slice(None), *index[1:])]
+
+
+def chunk_name(numbers: tuple[int, ...], dimensions: int) -> str:
+    """The file of a chunk, of which there is one alone in the last dimensions."""
+    return ".".join(map(str, (*numbers, *(0,) * (dimensions - len(numbers)))))
 
 
 def run_card(source: Source) -> dict[str, str]:

@@ -6,7 +6,6 @@ their parts without reading anything twice.
 """
 
 import math
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,10 @@ import numpy as np
 
 from alignjax.models.families import tensor_names
 from alignjax.processes import is_first
-from alignjax.weights.orbax import array_spec, reason
+from alignjax.weights.orbax import array_spec, chunk_name
 from alignjax.weights.safetensors import part, stored_dtype, write_companions
 from alignjax.weights.source import SLAB, Source, ahead, decoder_config, is_stacked, leaf_shapes
+from alignjax.weights.tensorfile import write_file
 from alignjax.weights.together import at_once, share, shared_directory
 
 _CHUNKS = 8  # of a tensor
@@ -87,59 +87,45 @@ def _write_metadata(path: Path, leaves, own_dtypes: dict[str, str]) -> None:
         checkpointer.save(path, args=args, custom_metadata={"dtypes": own_dtypes})
 
 
-def _array(path: Path, leaf: str, **options):
-    import tensorstore as ts
-
-    spec = array_spec(path, leaf, ocdbt=False, zarr3=False, strict=True)
-    spec["store_data_equal_to_fill_value"] = True  # a chunk of zeros is not one that is gone
-    # Nobody else writes to this directory, whose name will say that it is whole.
-    context = ts.Context({"file_io_sync": False, "file_io_locking": {"mode": "none"}})
-    try:
-        return ts.open(spec, context=context, write=True, **options).result()
-    except ValueError as error:
-        raise ValueError(_unwritten(path, leaf, error)) from None
-
-
 def _create_arrays(path: Path, targets: dict[str, _Target]) -> None:
-    """Puts arrays of their true shape in place of those that Orbax wrote."""
+    """Puts arrays of their true shape, without a chunk yet, in place of those that Orbax wrote."""
     import tensorstore as ts
 
     for leaf, one in targets.items():
         stacked = (1,) if is_stacked(leaf) else ()
         chunks = (*stacked, one.rows, *one.shape[len(stacked) + 1 :])
-        codec = ts.CodecSpec({"driver": "zarr", "compressor": None})
-        layout = ts.ChunkLayout(chunk_shape=chunks, inner_order=range(len(chunks)))
-        _array(
-            path,
-            leaf,
+        ts.open(
+            array_spec(path, leaf, ocdbt=False, zarr3=False, strict=True),
             create=True,
             delete_existing=True,
             dtype=ts.dtype(one.dtype),
             shape=one.shape,
-            chunk_layout=layout,
-            codec=codec,
-        )
+            chunk_layout=ts.ChunkLayout(chunk_shape=chunks, inner_order=range(len(chunks))),
+            codec=ts.CodecSpec({"driver": "zarr", "compressor": None}),
+        ).result()
 
 
 def _write_arrays(source: Source, path: Path, targets: dict[str, _Target], dtype: str) -> None:
-    """Writes what falls to this process, two slabs read and two written at a time."""
-    arrays = {leaf: _array(path, leaf, open=True) for leaf in targets}
+    """Writes the chunks that fall to this process, while the slab after them is read.
+
+    A chunk of zarr that is not compressed is a file of its rows as they lie. tensorstore would take
+    six times as long to write it as `write_file` does, since it writes all of it at once.
+    """
     slabs = share(list(_slabs(targets)))
 
     def read(leaf: str, layer: int, index: tuple[slice, ...]) -> np.ndarray:
-        return part(source, targets[leaf].names[layer], index, dtype)
+        found = part(source, targets[leaf].names[layer], index, dtype)
+        return found.astype(targets[leaf].dtype, copy=False)
 
-    written = deque()
     work = (partial(read, *slab) for slab in slabs)
     for (leaf, layer, index), content in zip(slabs, ahead(work), strict=True):
-        place = (layer, *index) if is_stacked(leaf) else index
-        if len(written) == 2:
-            _finish(path, *written.popleft())
-        content = content.astype(targets[leaf].dtype, copy=False)
-        write = arrays[leaf][place].write(content, can_reference_source_data_indefinitely=True)
-        written.append((leaf, write))
-    for leaf, write in written:
-        _finish(path, leaf, write)
+        rows, stacked = targets[leaf].rows, (layer,) if is_stacked(leaf) else ()
+        for start in range(0, len(content), rows):
+            chunk = content[start : start + rows]
+            number = (index[0].start + start) // rows
+            name = chunk_name((*stacked, number), len(targets[leaf].shape))
+            missing = np.zeros((rows - len(chunk), *chunk.shape[1:]), chunk.dtype)
+            write_file(path / leaf / name, [chunk, missing])  # the last chunk is as long as others
 
 
 def _slabs(targets: dict[str, _Target]) -> Iterator[tuple[str, int, tuple[slice, ...]]]:
@@ -152,14 +138,3 @@ def _slabs(targets: dict[str, _Target]) -> Iterator[tuple[str, int, tuple[slice,
             for start in range(0, shape[0], step):
                 rest = (slice(None),) * (len(shape) - 1)
                 yield leaf, layer, (slice(start, min(start + step, shape[0])), *rest)
-
-
-def _finish(path: Path, leaf: str, write) -> None:
-    try:
-        write.result()
-    except ValueError as error:
-        raise ValueError(_unwritten(path, leaf, error)) from None
-
-
-def _unwritten(path: Path, leaf: str, error: Exception) -> str:
-    return f"{path}: {leaf} could not be written ({reason(error)}); see to the disk."

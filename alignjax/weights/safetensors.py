@@ -145,7 +145,7 @@ def export(
     with whole_directory(target, replace=True) as directory:
         for file, names in files.items():
             parts = (as_stored(source, name, whole(name), dtype) for name in names)
-            write_file(directory / file, _header(source, names, dtype), parts)
+            write_file(directory / file, chain([_header(source, names, dtype)], parts))
         _write_beside(source, directory, files, dtype, beside)
     return target
 
@@ -168,7 +168,7 @@ def write_directory(
     def write(directory: Path) -> None:
         for file in share(list(files)):
             header = _header(source, files[file], dtype)
-            write_file(directory / file, header, ahead(parts(files[file])))
+            write_file(directory / file, chain([header], ahead(parts(files[file]))))
 
     with shared_directory(target) as directory:
         at_once(lambda: write(directory))
