@@ -2,10 +2,10 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -177,11 +177,13 @@ def test_weights_that_are_not_finite_stop_the_run_and_name_the_rows(prepared):
 
 
 def test_help_starts_fast():
+    """In seconds of the processor: those of the clock count what else the machine does."""
     command = [sys.executable, "-m", "alignjax.train", "--help"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     seconds = []
     for _ in range(4):
-        started = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         launch(command, env)
-        seconds.append(time.monotonic() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds[1:]) < 1.0
