@@ -30,6 +30,7 @@ def run(main: Callable[[], int]) -> int:
     always does, since nobody has put it into words. Of several processes, one that fails alone ends
     at once and does not wait for the others, which would wait for it.
     """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missed here
     if not os.environ.get("ALIGNJAX_TRACEBACK"):
         for name in ("absl", "asyncio"):  # Orbax logs what it raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
