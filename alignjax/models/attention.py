@@ -156,7 +156,8 @@ _blocks.defvjp(_blocks_forward, _blocks_backward)
 def _first_blocks(segments_BT, window: int | None):
     """The block with the earliest key that any row's queries of each block see, int32 [I]."""
     places_T = jnp.arange(segments_BT.shape[1])
-    begins_BT = (segments_BT != jnp.roll(segments_BT, 1, axis=1)).at[:, 0].set(True)
+    before_BT = jnp.pad(segments_BT, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    begins_BT = segments_BT != before_BT
     first_BT = jax.lax.cummax(jnp.where(begins_BT, places_T, 0), axis=1)
     first_I = first_BT[:, ::BLOCK].min(0)
     if window is not None:
