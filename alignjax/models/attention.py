@@ -114,7 +114,7 @@ def _blocks_forward(q_BTNGK, k_BSNK, v_BSNK, segments_BT, window):
 
     first_I = _first_blocks(segments_BT, window)
     _, (out_IBTNGK, lse_IBNTG) = jax.lax.scan(step, None, (jnp.arange(len(first_I)), first_I))
-    out_BTNGK = out_IBTNGK.swapaxes(0, 1).reshape(q_BTNGK.shape)
+    out_BTNGK = _whole(out_IBTNGK)
     return out_BTNGK, (q_BTNGK, k_BSNK, v_BSNK, segments_BT, out_BTNGK, lse_IBNTG)
 
 
@@ -146,8 +146,7 @@ def _blocks_backward(window, saved, g_BTNGK):
     first_I = _first_blocks(segments_BT, window)
     inputs = (jnp.arange(len(first_I)), first_I, lse_IBNTG)
     (dk_BSNK, dv_BSNK), dq_IBTNGK = jax.lax.scan(step, tuple(zeros), inputs)
-    dq_BTNGK = dq_IBTNGK.swapaxes(0, 1).reshape(q_BTNGK.shape)
-    return dq_BTNGK, dk_BSNK.astype(k_BSNK.dtype), dv_BSNK.astype(v_BSNK.dtype), None
+    return _whole(dq_IBTNGK), dk_BSNK.astype(k_BSNK.dtype), dv_BSNK.astype(v_BSNK.dtype), None
 
 
 _blocks.defvjp(_blocks_forward, _blocks_backward)
@@ -180,6 +179,13 @@ def _choose(block, i, first, length: int, *operands):
 
 def _cut(array, start, size: int):
     return jax.lax.dynamic_slice_in_dim(array, start, size, axis=1)
+
+
+def _whole(x_IBTNGK):
+    """Blocks of queries as one array [B, T, N, G, K]."""
+    blocks, batch, length, *heads = x_IBTNGK.shape
+    out = spec("batch", None, "kv_heads", None, None)
+    return x_IBTNGK.swapaxes(0, 1).reshape(batch, blocks * length, *heads, out_sharding=out)
 
 
 def _add(array, part, start):
