@@ -8,8 +8,9 @@ import numpy as np
 
 from alignjax import config as configs
 from alignjax.data.packing import Plan, plan_training
-from alignjax.files import read_json, write_whole
+from alignjax.files import write_whole
 from alignjax.models.families import from_hf
+from alignjax.weights.safetensors import read_config
 from alignjax.weights.source import Source, decoder_config
 
 # Settings that a resumed run may change: they move, show or keep things, or cut the same step into
@@ -74,7 +75,8 @@ def check_settings(config: configs.SFT | configs.DPO, directory: Path, step: int
 
 def check_model(directory: Path, step: int, source: Source) -> None:
     """Refuses to go on from a step with a model of other sizes or constants."""
-    then = vars(from_hf(read_json(directory / "model" / "config.json"), str(directory / "model")))
+    model = directory / "model"
+    then = vars(from_hf(read_config(model), str(model)))
     now = vars(decoder_config(source))
     changes = "; ".join(f"{k} was {v!r}, is {now[k]!r}" for k, v in then.items() if v != now[k])
     if changes:

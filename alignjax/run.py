@@ -144,7 +144,6 @@ def _begin(
 ) -> None:
     """Records what is trained; clears what a start under other settings left."""
     file = directory / "config.json"
-    remove_directory(directory / "model")
     if file.is_file() and json.loads(file.read_text()) != configs.to_dict(config):
         for name in ("baseline", "samples", "eval", "tensorboard"):
             remove_directory(directory / name)

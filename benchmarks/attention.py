@@ -19,13 +19,14 @@ from alignjax import config as configs
 from alignjax import optim
 from alignjax.data.batches import Batch
 from alignjax.models import attention, decoder
-from alignjax.models.decoder import DecoderConfig
+from alignjax.models.presets import tiny
 from alignjax.sharding import place_rows, use_mesh
 from alignjax.stages import stage_of
 from alignjax.step import init_state, train_step
 
 ROW, ROWS, TURNS = 512, 8, 7
-MODEL = DecoderConfig(
+MODEL = tiny(
+    "llama2_7b",
     vocab_size=4096,
     hidden_size=256,
     layers=4,
@@ -33,8 +34,6 @@ MODEL = DecoderConfig(
     kv_heads=8,
     head_dim=32,
     mlp_size=688,
-    rope_theta=10000.0,
-    norm_eps=1e-5,
     tied_head=True,
 )
 

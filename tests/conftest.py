@@ -7,15 +7,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or libtpu, where it is installed, looks for a TPU
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
 from alignjax import sharding
 from alignjax.models.decoder import DecoderConfig
 from alignjax.models.families import to_hf
+from alignjax.models.presets import tiny
 
 pytest.register_assert_rewrite("oracle", "refusals", "running")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -35,19 +38,7 @@ def one_device():
 
 
 def tiny_config(tied: bool = True, **changes) -> DecoderConfig:
-    sizes = dict(
-        vocab_size=128,
-        hidden_size=32,
-        layers=3,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        mlp_size=64,
-        rope_theta=5e5,
-        norm_eps=1e-5,
-        tied_head=tied,
-    )
-    return DecoderConfig(**(sizes | changes))
+    return tiny("llama3_8b", tied_head=tied, **changes)
 
 
 def hf_config(c: DecoderConfig) -> dict:
@@ -134,6 +125,39 @@ def write_model(
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     return tensors
+
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    """An Orbax model directory of bfloat16, beside the Hugging Face directory it came from."""
+    from alignjax.weights import orbax_write
+    from alignjax.weights.safetensors import open_directory
+
+    write_model(tmp_path / "hf", tiny_config(), dtype=BF16, files=2)
+    return orbax_write.write_model(open_directory(tmp_path / "hf"), tmp_path / "model", "source")
+
+
+def bytes_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple]:
+    return {name: (t.dtype, t.shape, t.tobytes()) for name, t in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A directory with a model and pairs that a run accepts, for a module of refusals."""
+    from refusals import prepare
+
+    return prepare(tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys, root, tmp_path):
+    """Runs with the settings given; gives the sentence that refuses them."""
+    from refusals import refused
+
+    return partial(refused, monkeypatch, capsys, root, tmp_path / "run")
 
 
 def write_pairs(file: Path, count: int, held_out: int = 0, seed: int = 0) -> None:

@@ -11,21 +11,13 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from alignjax.models.decoder import DecoderConfig
+from alignjax.models.presets import PRESETS
 
-CONFIG = DecoderConfig(
-    vocab_size=32000,
-    hidden_size=2048,
-    layers=2,
-    heads=16,
-    kv_heads=4,
-    head_dim=128,
-    mlp_size=5632,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    tied_head=False,
+CONFIG = replace(
+    PRESETS["llama2_7b"], hidden_size=2048, layers=2, heads=16, kv_heads=4, mlp_size=5632
 )
 LENGTH = 2048  # tokens of a row, one for each data-parallel device
 LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}

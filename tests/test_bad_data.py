@@ -2,10 +2,9 @@
 
 import gzip
 import json
-from functools import partial
 
 import pytest
-from refusals import prepare, refused, rows
+from refusals import rows
 
 GOOD = {"prompt": "one", "chosen": "two", "rejected": "three"}
 SKIP = " (--data.on_bad_row=skip goes on without such rows)."
@@ -13,16 +12,6 @@ USER, ANSWER, OTHER = (
     {"role": role, "content": text}
     for role, text in (("user", "one"), ("assistant", "two"), ("assistant", "three"))
 )
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return prepare(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def refusal(monkeypatch, capsys, root, tmp_path):
-    return partial(refused, monkeypatch, capsys, root, tmp_path / "run")
 
 
 def pair(**changes) -> dict:

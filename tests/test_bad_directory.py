@@ -12,17 +12,12 @@ from pathlib import Path
 
 import pytest
 from conftest import hf_config, tiny_config, write_model, write_pairs
-from refusals import LAYERS, ended, prepare
+from refusals import LAYERS, ended
 from running import arguments, environment, launch, metrics_of, untimed
 
 from alignjax import lock
 
 STEPS = ("--checkpoint.every=1", "--checkpoint.keep=9", "--log.eval-every=9")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return prepare(tmp_path_factory.mktemp("directory"))
 
 
 @pytest.fixture

@@ -2,24 +2,13 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import hf_config, tiny_config
-from refusals import LAYERS, ended, prepare, refused, rows
+from refusals import LAYERS, ended, rows
 from safetensors.numpy import load_file, save_file
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return prepare(tmp_path_factory.mktemp("setup"))
-
-
-@pytest.fixture
-def refusal(monkeypatch, capsys, root, tmp_path):
-    return partial(refused, monkeypatch, capsys, root, tmp_path / "run")
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorstore
-from conftest import mesh, tiny_config, write_model
+from conftest import BF16, bytes_of, mesh, tiny_config, write_model
 from safetensors.numpy import load_file
 
 from alignjax import checkpoint, optim
@@ -22,19 +21,6 @@ from alignjax.step import State, init_state
 from alignjax.weights import orbax, orbax_write
 from alignjax.weights.safetensors import open_directory, save_companions
 from alignjax.weights.source import check_tensors, leaf_shapes, load, read_whole
-
-BF16 = np.dtype(ml_dtypes.bfloat16)
-
-
-def bytes_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple]:
-    return {name: (t.dtype, t.shape, t.tobytes()) for name, t in tensors.items()}
-
-
-@pytest.fixture
-def written(tmp_path) -> Path:
-    """An Orbax model directory of bfloat16, beside the Hugging Face directory it came from."""
-    write_model(tmp_path / "hf", tiny_config(), dtype=BF16, files=2)
-    return orbax_write.write_model(open_directory(tmp_path / "hf"), tmp_path / "model", "source")
 
 
 @pytest.fixture(scope="module")

@@ -1,33 +1,18 @@
 """Writing Orbax's format: plain Orbax restores it, and nothing of a tensor is lost on the way."""
 
 import json
-from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorstore
-from conftest import tiny_config, write_model
+from conftest import BF16, bytes_of, tiny_config, write_model
 from safetensors.numpy import load_file, save_file
 
 from alignjax.models.families import tensor_names
 from alignjax.weights import orbax, orbax_write
 from alignjax.weights.safetensors import open_directory, write_directory
 from alignjax.weights.source import leaf_shapes, read_whole
-
-BF16 = np.dtype(ml_dtypes.bfloat16)
-
-
-def bytes_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple]:
-    return {name: (t.dtype, t.shape, t.tobytes()) for name, t in tensors.items()}
-
-
-@pytest.fixture
-def written(tmp_path) -> Path:
-    """An Orbax model directory of bfloat16, beside the Hugging Face directory it came from."""
-    write_model(tmp_path / "hf", tiny_config(), dtype=BF16, files=2)
-    return orbax_write.write_model(open_directory(tmp_path / "hf"), tmp_path / "model", "source")
 
 
 def test_plain_orbax_restores_what_is_written(written):

@@ -366,7 +366,7 @@ def test_watched_tells_how_many_gigabytes_were_read(tmp_path):
     assert all(re.fullmatch(r"\d\.\d\d GB, \d+\.\d\d GB/s", note) for _, note in told)
 
 
-def test_companions_are_kept_once(tmp_path):
+def test_companions_are_kept_and_replaced(tmp_path):
     write_model(tmp_path / "in", tiny_config())
     source = open_directory(tmp_path / "in")
     assert save_companions(source, tmp_path / "run/model") == tmp_path / "run/model"
@@ -376,8 +376,10 @@ def test_companions_are_kept_once(tmp_path):
     for name in expected - {"config.json"}:
         assert held[name] == (tmp_path / "in" / name).read_bytes()
     assert json.loads(held["config.json"]) == source.config
+    (tmp_path / "run/model/merges.txt").write_text("of another model")
     save_companions(dataclasses.replace(source, config={}), tmp_path / "run/model")
-    assert {p.name: p.read_bytes() for p in (tmp_path / "run/model").iterdir()} == held
+    found = {p.name: p.read_bytes() for p in (tmp_path / "run/model").iterdir()}
+    assert found == held | {"config.json": b"{}\n"}
 
 
 def test_an_array_that_lies_in_another_order_is_written_in_its_own(tmp_path):

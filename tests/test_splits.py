@@ -7,6 +7,7 @@ import datasets
 import pytest
 from conftest import SHARED_DATA
 from datafiles import asking, fake_hub, read, refusal, saved_splits, write
+from rowcases import assistant, said, user
 
 from alignjax.config import Data
 from alignjax.data import sources, splits
@@ -89,22 +90,6 @@ def test_hashed_split_is_disjoint_complete_and_of_the_right_size(tmp_path, fract
     assert abs(len(held_out) - 4000 * fraction) <= spread
 
 
-def user(text: str) -> dict:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict:
-    return {"role": "assistant", "content": text}
-
-
-def human(text: str) -> dict:
-    return {"from": "human", "value": text}
-
-
-def gpt(text: str) -> dict:
-    return {"from": "gpt", "value": text}
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -116,12 +101,12 @@ def gpt(text: str) -> dict:
             "rejected": [user(prompt), assistant(f"b{i}")],
         },
         lambda prompt, i: {"chosen": f"{prompt}? a{i}", "rejected": f"{prompt}? b{i}"},
-        lambda prompt, i: {"conversations": [human(prompt), gpt(f"a{i}")]},
-        lambda prompt, i: {"conversations": [human(prompt), {"from": "chatgpt", "value": f"{i}"}]},
+        lambda prompt, i: {"conversations": [said("human", prompt), said("gpt", f"a{i}")]},
+        lambda prompt, i: {"conversations": [said("human", prompt), said("chatgpt", f"{i}")]},
         lambda prompt, i: {
-            "conversations": [human(prompt)],
-            "chosen": gpt(f"a{i}"),
-            "rejected": gpt(f"b{i}"),
+            "conversations": [said("human", prompt)],
+            "chosen": said("gpt", f"a{i}"),
+            "rejected": said("gpt", f"b{i}"),
         },
         lambda prompt, i: {"instruction": "Say.", "input": prompt, "output": f"a{i}"},
         lambda prompt, i: {"instruction": prompt, "chosen": f"a{i}", "rejected": f"b{i}"},

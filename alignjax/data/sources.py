@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from alignjax.config import Data
@@ -173,11 +174,18 @@ def _file(file: Path, own_split: bool = False) -> _Source:
 
 
 def _content(file: Path) -> str:
+    """SHA-256 of a file, read once for training and held-out rows."""
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        stat = file.stat()
+        return _content_then(file, stat.st_mtime_ns, stat.st_size)
     except OSError as error:
         raise ValueError(f"{file}: it cannot be read ({first_line(error)}).") from None
+
+
+@lru_cache
+def _content_then(file: Path, mtime_ns: int, size: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _directory(directory: Path, data: Data, held_out: bool) -> list[_Source]:

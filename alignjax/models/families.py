@@ -148,20 +148,17 @@ def _refusal(where: str, key: str, value, known: str) -> ValueError:
 
 def _rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
     """Theta and scaling, from transformers 5's `rope_parameters` or the older two keys."""
-    new, old = (dict(hf.get(key) or {}) for key in ("rope_parameters", "rope_scaling"))
-    for rope in (new, old):
-        rope.setdefault("rope_type", rope.pop("type", "default"))
+    new, old = (_rope_keys(hf.get(key)) for key in ("rope_parameters", "rope_scaling"))
     if hf.get("rope_theta"):
         old["rope_theta"] = hf["rope_theta"]
-    for key in new.keys() & old.keys() if hf.get("rope_parameters") else ():
-        if new[key] != old[key] and (key != "rope_type" or hf.get("rope_scaling")):
+    for key in new.keys() & old.keys():
+        if new[key] != old[key]:
             raise ValueError(
                 f"{where}: rope_parameters says {key}={new[key]!r}, but the older keys say "
                 f"{old[key]!r}; delete the wrong one."
             )
-    rope = old | new if hf.get("rope_parameters") else old
-    theta = float(rope.get("rope_theta", 10000.0))
-    kind = rope["rope_type"]
+    rope = {"rope_type": "default", "rope_theta": 10000.0} | old | new
+    theta, kind = float(rope["rope_theta"]), rope["rope_type"]
     if rope.get("partial_rotary_factor", 1) != 1:
         raise _refusal(where, "partial_rotary_factor", rope["partial_rotary_factor"], "1")
     try:
@@ -181,6 +178,14 @@ def _rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
     except KeyError as error:
         raise ValueError(f"{where}: its rope scaling {kind!r} lacks the key {error}.") from None
     raise _refusal(where, "rope_type", kind, "'default' or 'linear' or 'llama3'")
+
+
+def _rope_keys(given: dict | None) -> dict:
+    """One of the two dicts with its kind under `rope_type`, which older files call `type`."""
+    if not given:
+        return {}
+    given = dict(given)
+    return {"rope_type": given.pop("type", "default")} | given
 
 
 def _window(hf: dict, where: str) -> int | None:

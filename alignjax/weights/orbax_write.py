@@ -1,8 +1,7 @@
 """Writing a model in Orbax's format, in a stream, which plain Orbax restores.
 
-Arrays are not compressed: of bfloat16 weights zstd saves a fifth, and takes longer to do so than a
-disk takes to write it. A chunk is an eighth of a layer's tensor, so that several processes read
-their parts without reading anything twice.
+Arrays are not compressed, so any rows of a chunk lie at a place that is known in its file. A chunk
+is an eighth of a layer's tensor, so that several processes read their parts and nothing twice.
 """
 
 import math

@@ -254,11 +254,10 @@ def _write_beside(
 def save_companions(source: Source, target: Path) -> Path:
     """Keeps config.json and the tokenizer files of a source in a directory of their own.
 
-    A target that is there stays. A run keeps them beside its checkpoints, which hold arrays alone.
+    A run keeps them beside its checkpoints, which hold arrays alone. What the target held goes.
     """
-    if not (target / "config.json").is_file():
-        with whole_directory(target) as directory:
-            write_companions(source, directory, "source")
+    with whole_directory(target, replace=True) as directory:
+        write_companions(source, directory, "source")
     return target
 
 

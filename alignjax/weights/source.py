@@ -17,7 +17,7 @@ from alignjax.models import decoder
 from alignjax.models.families import from_hf, tensor_names
 from alignjax.sharding import AXES, check_divides, concrete
 from alignjax.weights.spread import matrices, vectors
-from alignjax.weights.together import at_once, share
+from alignjax.weights.together import agree, at_once, share
 
 Result = TypeVar("Result")
 
@@ -168,13 +168,8 @@ def load(source: Source) -> decoder.Decoder:
         return array
 
     model = jax.tree_util.tree_map_with_path(read, concrete(decoder.abstract(config)))
-    at_once(lambda: _raise_first(damage))
+    agree(damage[0] if damage else None)
     return model
-
-
-def _raise_first(damage: list[ValueError]) -> None:
-    if damage:
-        raise damage[0]
 
 
 def _not_finite(source: Source, name: str) -> ValueError:

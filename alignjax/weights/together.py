@@ -31,13 +31,18 @@ def at_once(work: Callable[[], Result]) -> Result:
         result = work()
     except (ValueError, OSError) as error:
         problem = error
-    in_turn(lambda: _raise(problem))
+    agree(problem)
     return result
 
 
-def _raise(problem: Exception | None) -> None:
-    if problem:
-        raise problem
+def agree(problem: Exception | None) -> None:
+    """Raises the first problem that any process has on all of them; each has to call it."""
+
+    def own() -> None:
+        if problem:
+            raise problem
+
+    in_turn(own)
 
 
 @contextmanager
