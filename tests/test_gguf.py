@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config, write_model
+from gguffiles import write_gguf
 
 from alignjax.config import Compute
 from alignjax.data.chat import load_tokenizer, render
@@ -19,7 +19,7 @@ from alignjax.sharding import place
 from alignjax.weights import gguf
 from alignjax.weights.fetch import fetch_packaged
 from alignjax.weights.safetensors import export
-from alignjax.weights.source import check_tensors, load, read_whole
+from alignjax.weights.source import check_tensors, decoder_config, load, read_whole
 
 real = pytest.mark.slow  # needs the real file
 quiet = pytest.mark.filterwarnings("default")  # transformers warns
@@ -63,52 +63,6 @@ def theirs(file):
     )
 
 
-def write_gguf(file: Path, arch: str = "llama", change: dict | None = None) -> dict:
-    """A GGUF file of a random tiny model as llama.cpp writes it; returns Hugging Face's tensors.
-
-    `change` replaces llama.cpp's tensors by name; None leaves one out.
-    """
-    from gguf import GGUFWriter
-
-    c = tiny_config()
-    tensors = write_model(file.parent / "of-gguf", c)
-    writer = GGUFWriter(file, arch)
-    writer.add_block_count(c.layers)
-    writer.add_context_length(512)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_feed_forward_length(c.mlp_size)
-    writer.add_head_count(c.heads)
-    writer.add_head_count_kv(c.kv_heads)
-    writer.add_layer_norm_rms_eps(c.norm_eps)
-    writer.add_rope_freq_base(c.rope_theta)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(["t", "0", "t0", *(f"x{i}" for i in range(3, c.vocab_size))])
-    writer.add_token_types([1] * c.vocab_size)
-    writer.add_token_merges(["t 0"])
-    writer.add_eos_token_id(2)
-    theirs = {
-        ours.format(i): name.format(i)
-        for name, ours in gguf._NAMES.items()
-        for i in range(c.layers)
-    }
-    stored = {}
-    for ours, array in tensors.items():
-        for part, heads in (("q_proj", c.heads), ("k_proj", c.kv_heads)):
-            if part in ours:  # what llama.cpp's converter does
-                halves = array.reshape(heads, 2, -1, array.shape[1])
-                array = halves.swapaxes(1, 2).reshape(array.shape)
-        stored[theirs[ours]] = array
-    for name, array in (stored | (change or {})).items():
-        if array is not None:
-            writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tensors
-
-
 def refusal(file: Path) -> str:
     with pytest.raises(ValueError) as error:
         check_tensors(gguf.open_gguf(file, file.parent / "cache"))
@@ -117,14 +71,15 @@ def refusal(file: Path) -> str:
 
 
 def test_a_tiny_file_gives_the_tensors_it_was_made_of(tmp_path):
-    tensors = write_gguf(tmp_path / "tiny.gguf")
+    c, tensors = write_gguf(tmp_path / "tiny.gguf")
     source = gguf.open_gguf(tmp_path / "tiny.gguf", tmp_path / "cache")
     check_tensors(source)
     assert set(source.tensors) == set(tensors)
     for name, array in tensors.items():
         assert source.tensors[name] == (array.shape, np.float32, tmp_path / "tiny.gguf")
         np.testing.assert_array_equal(read_whole(source, name), array)
-    assert (source.config["dtype"], source.config["tie_word_embeddings"]) == ("float32", True)
+    assert source.config["dtype"] == "float32"
+    assert decoder_config(source) == c
 
 
 def test_a_file_cut_short_anywhere(tmp_path):
@@ -141,8 +96,11 @@ def test_a_file_cut_short_anywhere(tmp_path):
 
 def test_another_architecture(tmp_path):
     file = tmp_path / "q.gguf"
-    write_gguf(file, "qwen2")
-    assert refusal(file) == f"{file}: architecture 'qwen2' is not supported; supported: 'llama'."
+    write_gguf(file, arch="gemma3")
+    assert refusal(file) == (
+        f"{file}: architecture 'gemma3' is not supported; supported: 'llama', 'qwen2', 'qwen3', "
+        "'gemma'."
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,14 +113,45 @@ def test_another_architecture(tmp_path):
         ),
         (
             {"blk.0.attn_q.bias": np.ones(32, np.float32)},
-            "the tensor blk.0.attn_q.bias is not part of this model.",
+            "the tensor model.layers.0.self_attn.q_proj.bias is not part of this model.",
         ),
-        ({"rope_freqs.weight": np.ones(4, np.float32)}, "rope scaling is not supported."),
+        (
+            {"blk.0.ffn_gate_inp.weight": np.ones((8, 32), np.float32)},
+            "the tensor blk.0.ffn_gate_inp.weight is not part of this model.",
+        ),
+        (
+            {"rope_freqs.weight": np.float32([1, 1, 2, 9])},
+            "rope_freqs.weight holds other factors than Llama 3.1's rope scaling gives; give the "
+            "Hugging Face directory of the model as model.path instead.",
+        ),
     ],
 )
 def test_tensors_that_are_missing_or_strange(tmp_path, change, sentence):
     file = tmp_path / "t.gguf"
     write_gguf(file, change=change)
+    assert refusal(file) == f"{file}: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("embedding_length", None, "the metadata lacks the key 'llama.embedding_length'."),
+        (
+            "rope.dimension_count",
+            4,
+            "4 of 8 dimensions of a head are rotated, which is not supported; supported: all of "
+            "them.",
+        ),
+        (
+            "rope.scaling.type",
+            "yarn",
+            "rope scaling 'yarn' is not supported; supported: 'linear'.",
+        ),
+    ],
+)
+def test_metadata_that_is_missing_or_strange(tmp_path, key, value, sentence):
+    file = tmp_path / "t.gguf"
+    write_gguf(file, metadata={f"llama.{key}": value})
     assert refusal(file) == f"{file}: {sentence}"
 
 
@@ -233,8 +222,6 @@ def test_greedy_decoding_equals_that_of_transformers(source, theirs):
 @quiet
 @real
 def test_the_config_says_what_the_file_says(source):
-    from alignjax.weights.source import decoder_config
-
     c = decoder_config(source)
     assert (c.layers, c.heads, c.kv_heads, c.head_dim, c.tied_head) == (30, 9, 3, 64, True)
     assert (c.rope_theta, c.norm_eps, c.vocab_size) == (100000.0, 1e-05, 49152)

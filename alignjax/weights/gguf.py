@@ -3,14 +3,14 @@
 The format's own package, `gguf`, parses the file and dequantizes.
 """
 
-import hashlib
-import json
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from alignjax.files import whole_directory
+from alignjax.models.families import FAMILIES
+from alignjax.models.rope import RopeScaling, frequencies
+from alignjax.weights.gguf_tokenizer import tokenizer_dir
 from alignjax.weights.source import Source, Stored
 
 # llama.cpp's tensor -> Hugging Face's; {} is the layer.
@@ -25,21 +25,30 @@ _NAMES = {
     "blk.{}.ffn_gate.weight": "model.layers.{}.mlp.gate_proj.weight",
     "blk.{}.ffn_up.weight": "model.layers.{}.mlp.up_proj.weight",
     "blk.{}.ffn_down.weight": "model.layers.{}.mlp.down_proj.weight",
+    "blk.{}.attn_q.bias": "model.layers.{}.self_attn.q_proj.bias",
+    "blk.{}.attn_k.bias": "model.layers.{}.self_attn.k_proj.bias",
+    "blk.{}.attn_v.bias": "model.layers.{}.self_attn.v_proj.bias",
+    "blk.{}.attn_q_norm.weight": "model.layers.{}.self_attn.q_norm.weight",
+    "blk.{}.attn_k_norm.weight": "model.layers.{}.self_attn.k_norm.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's types of tokens that the text is split at
+_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma")  # Mistral's files say llama
+_ROPE_FACTORS = "rope_freqs.weight"  # by which Llama 3.1 slows the rotation of each pair of a head
 
 
 def open_gguf(path: Path, cache: Path) -> Source:
-    """A GGUF file of a Llama model as a `Source`; its tokenizer is written under `cache`.
+    """A GGUF file as a `Source`; its tokenizer is written under `cache`.
 
-    Weights are dequantized to float32, the rows that are asked for; of q and k one whole tensor.
+    Weights are dequantized to float32, the rows that are asked for; of a Llama's q and k, whose
+    rows are reordered, one whole tensor.
     """
     from gguf.quants import dequantize
 
     meta, stored = _read(path)
+    arch = meta["general.architecture"]
     config = _config(meta, stored, path)
+    stored.pop(_ROPE_FACTORS, None)
     layers = config["num_hidden_layers"]
     theirs = {
         ours.format(i): name.format(i)
@@ -65,9 +74,11 @@ def open_gguf(path: Path, cache: Path) -> Source:
         return unpermute(rows(name, slice(None)), config[f"num_{kind}_heads"])
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
+        if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             return unpermuted(name)[index]
-        return rows(name, index[0])[(slice(None), *index[1:])]
+        array = rows(name, index[0])[(slice(None), *index[1:])]
+        # Gemma multiplies by 1 + w, and llama.cpp stores that sum.
+        return array - 1 if arch == "gemma" and name.endswith("norm.weight") else array
 
     tensors = {
         ours: Stored(
@@ -75,12 +86,11 @@ def open_gguf(path: Path, cache: Path) -> Source:
         )
         for ours, name in theirs.items()
     }
-    tokenizer_dir = _tokenizer_dir(meta, path, cache)
-    return Source(path, config, tensors, read, tokenizer_dir)
+    return Source(path, config, tensors, read, tokenizer_dir(meta, path, cache))
 
 
 def _read(path: Path) -> tuple[dict, dict]:
-    """Metadata and tensors of a whole GGUF file of the one architecture that is supported."""
+    """Metadata and tensors of a whole GGUF file of an architecture that is supported."""
     from gguf import GGUFReader
 
     try:
@@ -91,33 +101,47 @@ def _read(path: Path) -> tuple[dict, dict]:
             f"{path}: this is not a whole GGUF file ({error}); copy or fetch it again."
         ) from None
     arch = meta.get("general.architecture")
-    if arch != "llama":
-        raise ValueError(f"{path}: architecture {arch!r} is not supported; supported: 'llama'.")
+    if arch not in _ARCHITECTURES:
+        known = ", ".join(map(repr, _ARCHITECTURES))
+        raise ValueError(f"{path}: architecture {arch!r} is not supported; supported: {known}.")
     return meta, {tensor.name: tensor for tensor in reader.tensors}
 
 
 def _config(meta: dict, stored: dict, path: Path) -> dict:
     """The config.json that a GGUF file's metadata and tensors amount to."""
-    if meta.get("llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in stored:
-        raise ValueError(f"{path}: rope scaling is not supported.")
+    arch = meta["general.architecture"]
+
+    def value(name: str, *default):
+        key = f"{arch}.{name}"
+        return meta.get(key, *default) if default else meta[key]
+
     try:
-        heads = meta["llama.attention.head_count"]
+        heads, width = value("attention.head_count"), value("embedding_length")
+        theta, head_dim = _short(value("rope.freq_base", 10000.0)), width // heads
+        head_dim = value("attention.key_length", head_dim)
+        turned = value("rope.dimension_count", head_dim)
+        if turned != head_dim:
+            raise ValueError(
+                f"{path}: {turned} of {head_dim} dimensions of a head are rotated, which is not "
+                "supported; supported: all of them."
+            )
+        defaults = FAMILIES[arch].defaults
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [FAMILIES[arch].architecture],
+            "model_type": arch,
             "dtype": "float32",
             "vocab_size": len(meta["tokenizer.ggml.tokens"]),
-            "hidden_size": meta["llama.embedding_length"],
-            "intermediate_size": meta["llama.feed_forward_length"],
-            "num_hidden_layers": meta["llama.block_count"],
+            "hidden_size": width,
+            "intermediate_size": value("feed_forward_length"),
+            "num_hidden_layers": value("block_count"),
             "num_attention_heads": heads,
-            "num_key_value_heads": meta.get("llama.attention.head_count_kv", heads),
-            "head_dim": meta["llama.embedding_length"] // heads,
-            "hidden_act": "silu",
-            "max_position_embeddings": meta["llama.context_length"],
-            "rms_norm_eps": _short(meta["llama.attention.layer_norm_rms_epsilon"]),
-            "rope_theta": _short(meta.get("llama.rope.freq_base", 10000.0)),
-            "rope_scaling": None,
+            "num_key_value_heads": value("attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "hidden_act": defaults["hidden_act"],
+            "max_position_embeddings": value("context_length"),
+            "rms_norm_eps": _short(value("attention.layer_norm_rms_epsilon")),
+            "rope_theta": theta,
+            "rope_scaling": _rope_scaling(value, stored, theta, head_dim, path),
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": "output.weight" not in stored,
@@ -127,6 +151,32 @@ def _config(meta: dict, stored: dict, path: Path) -> dict:
         }
     except KeyError as error:
         raise ValueError(f"{path}: the metadata lacks the key {error}.") from None
+
+
+def _rope_scaling(value, stored: dict, theta: float, head_dim: int, path: Path) -> dict | None:
+    """`rope_scaling` of config.json; of Llama 3.1's llama.cpp keeps the result, not the terms."""
+    kind = value("rope.scaling.type", "none")
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": _short(value("rope.scaling.factor"))}
+    if kind != "none":
+        raise ValueError(f"{path}: rope scaling {kind!r} is not supported; supported: 'linear'.")
+    if _ROPE_FACTORS not in stored:
+        return None
+    factors = np.asarray(stored[_ROPE_FACTORS].data, np.float32)
+    scaling = RopeScaling("llama3", round(float(factors.max()), 3))
+    expected = frequencies(theta, head_dim, None) / frequencies(theta, head_dim, scaling)
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
+        raise ValueError(
+            f"{path}: {_ROPE_FACTORS} holds other factors than Llama 3.1's rope scaling gives; "
+            "give the Hugging Face directory of the model as model.path instead."
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_frequency,
+        "high_freq_factor": scaling.high_frequency,
+        "original_max_position_embeddings": scaling.original_length,
+    }
 
 
 def unpermute(array_OI: np.ndarray, heads: int) -> np.ndarray:
@@ -141,64 +191,3 @@ def unpermute(array_OI: np.ndarray, heads: int) -> np.ndarray:
 def _short(value: float) -> float:
     """The shortest decimal of a float32: 1e-05 for 9.999999747378752e-06."""
     return float(str(np.float32(value)))
-
-
-def _tokenizer_dir(meta: dict, path: Path, cache: Path) -> Path:
-    """Writes tokenizer files as transformers reads them, once, and names their directory."""
-    wanted = {name: value for name, value in meta.items() if name.startswith("tokenizer.")}
-    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
-    target = cache / "tokenizers" / key
-    if target.is_dir():
-        return target
-    from transformers import PreTrainedTokenizerFast
-
-    tokens = meta["tokenizer.ggml.tokens"]
-    named = {
-        f"{role}_token": tokens[meta[f"tokenizer.ggml.{ours}_token_id"]]
-        for role, ours in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-        if meta.get(f"tokenizer.ggml.{ours}_token_id") is not None
-    }
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(meta, path),
-        clean_up_tokenization_spaces=False,
-        model_max_length=meta["llama.context_length"],
-        **named,
-    )
-    tokenizer.chat_template = meta.get("tokenizer.chat_template")
-    ends = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-    generation = {
-        "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": sorted({meta[name] for name in ends if name in meta}),
-        "pad_token_id": meta.get("tokenizer.ggml.padding_token_id"),
-    }
-    with whole_directory(target) as directory:
-        tokenizer.save_pretrained(directory)
-        (directory / "generation_config.json").write_text(json.dumps(generation, indent=2))
-    return target
-
-
-def build_tokenizer(meta: dict, path: Path):
-    """The byte-level BPE tokenizer that a GGUF file's metadata describes."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    kind = (meta["tokenizer.ggml.model"], meta.get("tokenizer.ggml.pre"))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    splits = {
-        ("gpt2", "smollm"): [pre_tokenizers.Digits(individual_digits=True), byte_level],
-        ("gpt2", "gpt-2"): [byte_level],
-    }
-    if kind not in splits:
-        raise ValueError(
-            f"{path}: tokenizer {kind[0]!r} with pre-tokenizer {kind[1]!r} is not supported in a "
-            "GGUF file; give the Hugging Face directory of the model as model.path instead."
-        )
-    tokens = meta["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits[kind])
-    tokenizer.decoder = decoders.ByteLevel()
-    for token, type_ in zip(tokens, meta["tokenizer.ggml.token_type"], strict=True):
-        if type_ in (_CONTROL, _USER_DEFINED):
-            added = AddedToken(token, special=type_ == _CONTROL, normalized=False)
-            tokenizer.add_tokens([added])
-    return tokenizer
