@@ -78,6 +78,7 @@ def prepare(config: configs.SFT | configs.DPO, step: int) -> Run:
     on_first(lambda: check_settings(config, directory, step))
     with phase(f"opening {config.model.path}"):
         source = in_turn(lambda: open_model(config.model.path, cache))
+        _check_speaks(source)
         check_divides(decoder_config(source).dimensions())
         tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)
 
@@ -125,6 +126,14 @@ def prepare(config: configs.SFT | configs.DPO, step: int) -> Run:
     )
     _describe(run)
     return run
+
+
+def _check_speaks(source: Source) -> None:
+    if decoder_config(source).scored:
+        raise ValueError(
+            f"{source.path}: this is a reward model, which has no head that gives words; name a "
+            "language model as model.path."
+        )
 
 
 def _check_vocabulary(source: Source, tokenizer, sets: dict[str, TokenSet]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import hf_config, tiny_config
+from conftest import hf_config, tiny_config, write_model
 from refusals import LAYERS, ended, rows
 from safetensors.numpy import load_file, save_file
 
@@ -135,6 +135,16 @@ MODELS = {
     "more tensors": (
         stored(lambda tensors: tensors.update({"score.weight": np.zeros((1, 32), np.float32)})),
         "{0}/model.safetensors: the tensor score.weight is not part of this model.",
+    ),
+    "a head for scores": (
+        lambda model: write_model(model, tiny_config(layers=LAYERS, scored=True)),
+        "{0}: this is a reward model, which has no head that gives words; name a language model as "
+        "model.path.",
+    ),
+    "two labels": (
+        configured(architectures=["LlamaForSequenceClassification"]),
+        "{0}: it classifies into 2 labels, which is not supported; supported: 1, the score of a "
+        "reward model.",
     ),
     "a head that is not the embedding": (
         stored(lambda tensors: tensors.update({"lm_head.weight": np.ones((128, 32), np.float32)})),

@@ -16,15 +16,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from conftest import tiny_config, write_model
+from gguffiles import write_gguf
 from safetensors.numpy import load_file
-from test_gguf import write_gguf
 
 from alignjax import checkpoint, optim
 from alignjax import convert as command
 from alignjax.config import SFT, Optimizer
 from alignjax.step import init_state
 from alignjax.weights.safetensors import open_directory, save_companions
-from alignjax.weights.source import leaf_shapes, load
+from alignjax.weights.source import decoder_config, leaf_shapes, load
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,6 +96,18 @@ def test_hugging_face_to_orbax_and_back_by_the_command(model, tmp_path):
     assert_same_but_weights(model, tmp_path / "back")
 
 
+def test_a_reward_model_to_orbax_and_back(tmp_path):
+    c = tiny_config(scored=True)
+    write_model(tmp_path / "model", c, dtype=np.dtype(ml_dtypes.bfloat16))
+    ends_well(tmp_path / "model", tmp_path / "orbax", "--to=orbax")
+    ends_well(tmp_path / "orbax", tmp_path / "back")
+    stored = tensors_of(tmp_path / "back")
+    assert stored == tensors_of(tmp_path / "model")
+    assert "score.weight" in stored and "lm_head.weight" not in stored
+    assert_same_but_weights(tmp_path / "model", tmp_path / "back")
+    assert decoder_config(open_directory(tmp_path / "back")) == c
+
+
 def test_a_run_to_hugging_face_by_the_command(model, tmp_path):
     """The weights that were trained, and nothing of the optimizer."""
     source = open_directory(model)
@@ -118,7 +130,7 @@ def test_a_run_to_hugging_face_by_the_command(model, tmp_path):
 
 
 def test_gguf_to_hugging_face_by_the_command(tmp_path):
-    tensors = write_gguf(tmp_path / "tiny.gguf")
+    _, tensors = write_gguf(tmp_path / "tiny.gguf")
     ends_well(tmp_path / "tiny.gguf", tmp_path / "out", "--dtype=bfloat16")
     got = load_file(tmp_path / "out/model.safetensors")
     assert set(got) == set(tensors)

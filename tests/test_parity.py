@@ -16,7 +16,7 @@ from alignjax.models.presets import PRESETS, tiny  # noqa: E402
 from alignjax.models.rope import RopeScaling  # noqa: E402
 from alignjax.sharding import place  # noqa: E402
 from alignjax.weights.safetensors import export, open_directory  # noqa: E402
-from alignjax.weights.source import load  # noqa: E402
+from alignjax.weights.source import decoder_config, load, read_whole  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -117,6 +117,41 @@ def test_transformers_reads_the_same_config(tmp_path, name, old):
         written |= {"rope_theta": rope.pop("rope_theta")}
         written["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     assert from_hf(written, "x") == c
+
+
+REWARDING = ["llama3.1_8b", "mistral_7b", "gemma_2b", "qwen2.5_0.5b", "qwen3_4b"]
+
+
+@pytest.mark.parametrize("name", REWARDING)
+def test_rewards_of_a_random_model(tmp_path, name):
+    """A reward model that we wrote, in transformers; and what transformers writes of it, here."""
+    from transformers import AutoModelForSequenceClassification
+
+    c = tiny(name, scored=True)
+    written = write_model(tmp_path / "in", c)
+    model = load(open_directory(tmp_path / "in"))
+    assert model.config == c and model.head is None
+    source = open_directory(tmp_path / "in")
+    export(model, source, tmp_path / "ours", "source", 10**9)
+    theirs = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "ours", dtype=torch.float32
+    )
+    assert type(theirs).__name__.endswith("ForSequenceClassification")
+    assert theirs.config.num_labels == 1
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = open_directory(tmp_path / "theirs")
+    assert decoder_config(again) == c and set(again.tensors) == set(written)
+    assert all(read_whole(again, n).tobytes() == array.tobytes() for n, array in written.items())
+
+    tokens, positions = rows(c, np.random.default_rng(0))
+    arrays = place((tokens, positions, np.ones_like(tokens)), "batch", None)
+    h = np.asarray(hidden_states(model, *arrays, Compute(dtype="float32", remat="none")))
+    theirs.config.pad_token_id = None
+    for i in range(len(tokens)):  # transformers gives the reward of the last token
+        with torch.no_grad():
+            expected = theirs(torch.tensor(tokens[i : i + 1])).logits[0, 0].item()
+        got = h[i, -1] @ np.asarray(head_weight(model))[0]
+        np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_an_export_loads_in_transformers(tmp_path):

@@ -25,7 +25,7 @@ def refusal(directory) -> str:
 
 @pytest.mark.parametrize("devices", [(1, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 4), (4, 2, 1)])
 @pytest.mark.parametrize("slab", [1 << 25, 1 << 11])
-@pytest.mark.parametrize("own", [{}, {"qkv_bias": True}, {"qk_norm": True}])
+@pytest.mark.parametrize("own", [{}, {"qkv_bias": True}, {"qk_norm": True}, {"scored": True}])
 def test_each_byte_is_read_once_on_any_mesh(tmp_path, monkeypatch, devices, slab, own):
     """Two key/value heads are copied on four devices; the last rows of the vocabulary are none."""
     c = tiny_config(False, vocab_size=100, **own)

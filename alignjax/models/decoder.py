@@ -47,6 +47,7 @@ class DecoderConfig:
     activation: Literal["silu", "gelu_tanh"] = "silu"
     unit_offset: bool = False  # norms scale by 1 + w
     scaled_embedding: bool = False  # by sqrt(hidden_size)
+    scored: bool = False  # a reward model: it gives a score, and no words
 
     def dimensions(self) -> dict[str, tuple[int, str]]:
         """What the mesh has to divide: name for the user -> (size, logical axis)."""
@@ -111,13 +112,18 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Weights of a whole model; `head` is None where the embedding serves as the head."""
+    """Weights of a whole model.
+
+    `head` is None where the embedding serves as the head. A reward model has `score` [1, D] in its
+    place, which is zero in a new one.
+    """
 
     config: DecoderConfig
     embed: jax.Array = nnx.data()
     blocks: Block = nnx.data()
     norm: jax.Array = nnx.data()
     head: jax.Array | None = nnx.data()
+    score: jax.Array | None = nnx.data()
 
     def __init__(self, config: DecoderConfig, key: jax.Array):
         keys = jax.random.split(key, 3)
@@ -128,8 +134,12 @@ class Decoder(nnx.Module):
             jax.random.split(keys[1], config.layers)
         )
         self.norm = _scale(config, config.hidden_size)
-        head = None if config.tied_head else _normal(keys[2], shape, "vocab", "embed")
-        self.head = None if head is None else _words(config, head)
+        self.head = self.score = None
+        if config.scored:
+            one = (1, config.hidden_size)
+            self.score = jnp.zeros(one, jnp.float32, out_sharding=spec(None, "embed"))
+        elif not config.tied_head:
+            self.head = _words(config, _normal(keys[2], shape, "vocab", "embed"))
 
 
 class Cache(NamedTuple):
@@ -181,7 +191,9 @@ def abstract(config: DecoderConfig) -> Decoder:
 
 
 def head_weight(model: Decoder) -> jax.Array:
-    """The matrix [padded vocabulary, D] that is scored against the last hidden state."""
+    """What the last hidden state meets: [padded vocabulary, D], or [1, D] of a reward model."""
+    if model.score is not None:
+        return model.score
     return model.embed if model.head is None else model.head
 
 

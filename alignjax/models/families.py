@@ -25,7 +25,9 @@ TENSORS = {
     "blocks.down": "model.layers.{}.mlp.down_proj.weight",
     "norm": "model.norm.weight",
     "head": "lm_head.weight",
+    "score": "score.weight",
 }
+_WORDS, _SCORES = "ForCausalLM", "ForSequenceClassification"  # how architectures end
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,23 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
             tied_head=hf["tie_word_embeddings"],
             rope_scaling=scaling,
             window=_window(hf, where),
+            scored=_scored(hf, where),
             **family.own,
         )
     except KeyError as error:
         raise ValueError(f"{where}: config.json lacks the key {error}.") from None
+
+
+def _scored(hf: dict, where: str) -> bool:
+    """Whether it is a reward model: a classifier of one label."""
+    scored = any(name.endswith(_SCORES) for name in hf.get("architectures") or [])
+    labels = len(hf.get("id2label") or ()) or 2  # two is what transformers takes it to be
+    if scored and labels != 1:
+        raise ValueError(
+            f"{where}: it classifies into {labels} labels, which is not supported; supported: 1, "
+            "the score of a reward model."
+        )
+    return scored
 
 
 def _refusal(where: str, key: str, value, known: str) -> ValueError:
@@ -211,8 +226,9 @@ def to_hf(c: DecoderConfig) -> dict:
             "high_freq_factor": c.rope_scaling.high_frequency,
             "original_max_position_embeddings": c.rope_scaling.original_length,
         }
+    architecture = family.architecture
     found = {
-        "architectures": [family.architecture],
+        "architectures": [architecture.replace(_WORDS, _SCORES) if c.scored else architecture],
         "model_type": name,
         "vocab_size": c.vocab_size,
         "hidden_size": c.hidden_size,
@@ -227,6 +243,8 @@ def to_hf(c: DecoderConfig) -> dict:
         "rope_parameters": rope,
         "rope_theta": c.rope_theta,  # what transformers 4 reads
     }
+    if c.scored:
+        found |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     if c.rope_scaling is not None:
         found["rope_scaling"] = {key: rope[key] for key in rope if key != "rope_theta"}
     return found | ({"sliding_window": c.window} if name == "mistral" else {})

@@ -20,8 +20,21 @@ class Agreement(NamedTuple):
     tokens: int
     difference: float  # largest of a logit
     spread: float  # standard deviation of all logits
-    kl: float  # nats a token, mean
-    same: float  # share of tokens with the same most likely successor
+    kl: float | None  # nats a token, mean; a reward model has none
+    same: float | None  # share of tokens with the same most likely successor
+
+    def __str__(self) -> str:
+        what = "rewards" if self.kl is None else "logits"
+        text = (
+            f"on {self.tokens} random tokens {what} differ by at most {self.difference:.2g} (their "
+            f"standard deviation is {self.spread:.2g})"
+        )
+        if self.kl is None:
+            return text
+        return (
+            f"{text}, the mean KL divergence is {self.kl:.1e}, and {self.same:.1%} of the most "
+            "likely next tokens are the same"
+        )
 
 
 def check_transformers() -> None:
@@ -42,23 +55,24 @@ def compare(one: Source, other: Source) -> Agreement:
     size = decoder_config(one).vocab_size
     tokens_BT = np.random.default_rng(0).integers(0, size, (_ROWS, _LENGTH)).astype(np.int32)
     if _is_theirs(one.path):
-        logits = _theirs(one.path, tokens_BT), _ours(other, tokens_BT)
+        logits = _theirs(one, tokens_BT), _ours(other, tokens_BT)
     elif _is_theirs(other.path):
-        logits = _ours(one, tokens_BT), _theirs(other.path, tokens_BT)
+        logits = _ours(one, tokens_BT), _theirs(other, tokens_BT)
     else:
         logits = _ours(one, tokens_BT), _ours(other, tokens_BT)
     return agreement(*logits)
 
 
 def agreement(p_BTV: np.ndarray, q_BTV: np.ndarray) -> Agreement:
-    """Of logits; the KL divergence is that of the second from the first."""
+    """Of logits, or rewards [B, T, 1]; the KL divergence is that of the second from the first."""
+    scored = p_BTV.shape[-1] == 1
     log_p, log_q = (_log_softmax(logits.astype(np.float64)) for logits in (p_BTV, q_BTV))
     return Agreement(
         tokens=p_BTV[..., 0].size,
         difference=float(np.abs(p_BTV - q_BTV).max()),
         spread=float(p_BTV.std()),
-        kl=float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean()),
-        same=float((p_BTV.argmax(-1) == q_BTV.argmax(-1)).mean()),
+        kl=None if scored else float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean()),
+        same=None if scored else float((p_BTV.argmax(-1) == q_BTV.argmax(-1)).mean()),
     )
 
 
@@ -71,15 +85,19 @@ def _is_theirs(path: Path) -> bool:
     return path.is_file() or has_weights(path)
 
 
-def _theirs(path: Path, tokens_BT: np.ndarray) -> np.ndarray:
+def _theirs(source: Source, tokens_BT: np.ndarray) -> np.ndarray:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    path, scored = source.path, decoder_config(source).scored
     where, file = (path.parent, path.name) if path.is_file() else (path, None)
-    model = AutoModelForCausalLM.from_pretrained(
+    kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
+    model = kind.from_pretrained(
         where, gguf_file=file, dtype=torch.float32, trust_remote_code=False
     )
     with torch.no_grad():
+        if scored:  # at every token, not the last one alone
+            return model.score(model.model(torch.tensor(tokens_BT)).last_hidden_state).numpy()
         return model(torch.tensor(tokens_BT)).logits.numpy()
 
 
@@ -92,5 +110,7 @@ def _ours(source: Source, tokens_BT: np.ndarray) -> np.ndarray:
         batch = place((tokens_BT, positions_BT, np.ones_like(tokens_BT)), "batch", None)
         compute = Compute(dtype="float32", remat="none")
         h_BTD = to_host(hidden_states(model, *batch, compute))
-        head_VD = to_host(head_weight(model))[: decoder_config(source).vocab_size]
+        head_VD = to_host(head_weight(model))
+        if model.score is None:
+            head_VD = head_VD[: model.config.vocab_size]
     return h_BTD @ head_VD.T
