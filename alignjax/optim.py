@@ -26,7 +26,7 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
 
 
 def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW; norms' weights are never decayed."""
+    """Clipping by the global norm, then AdamW; norms and biases are never decayed."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -42,5 +42,5 @@ def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
 
 def _matrices(weights):
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: not leaf_name(path).endswith("norm"), weights
+        lambda path, _: not leaf_name(path).endswith(("norm", "bias")), weights
     )

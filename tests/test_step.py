@@ -226,10 +226,12 @@ def test_schedule_rises_to_the_peak_and_ends_where_the_run_ends(kind):
     assert rates[55] == pytest.approx(middle)
 
 
-def test_norms_are_not_decayed():
-    model = decoder.init(tiny_config(), jax.random.key(0))
+def test_norms_and_biases_are_not_decayed():
+    model = decoder.init(tiny_config(qkv_bias=True), jax.random.key(0))
+    model = jax.tree.map(lambda leaf: leaf + 1, model)
     tx = optim.optimizer(Optimizer(learning_rate=1.0, weight_decay=0.5, warmup_ratio=0.0), 10)
     zeros = jax.tree.map(jnp.zeros_like, model)
     updates, _ = tx.update(zeros, tx.init(model), model)
     np.testing.assert_allclose(updates.blocks.q, -0.5 * model.blocks.q, rtol=1e-6)
     assert not np.any(updates.blocks.attn_norm) and not np.any(updates.norm)
+    assert not np.any(updates.blocks.q_bias)
