@@ -1,8 +1,7 @@
 """Log-probabilities of tokens and of sequences, with the output head fused in.
 
 No [tokens, vocabulary] array ever exists. B rows, M trained tokens of a row, N = B M, P items of a
-row, S sides of an item, D model, V vocabulary; the vocabulary is cut into C chunks, each of which
-the mesh splits into X parts of K entries.
+row, S sides of an item, D model, V vocabulary; the vocabulary is cut into C chunks of W entries.
 """
 
 from functools import partial
@@ -68,48 +67,53 @@ def token_logps(
 
 
 def _chunks(head_VD: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """Head cut into [C, X, K, D], and the first vocabulary entry [C, X] of each part."""
-    rows_of_all, width = head_VD.shape
+    """Head in chunks [C, W, D], part of each on every device, and their entries [C, W]."""
+    rows, width = head_VD.shape
     parts = axis_size("vocab")
-    local = rows_of_all // parts
-    fewest = min(local, max(1, rows_of_all // chunk))
+    local = rows // parts
+    fewest = min(local, max(1, rows // chunk))
     count = next(n for n in range(fewest, local + 1) if local % n == 0)
-    rows, columns = jax.typeof(head_VD).sharding.spec
-    cut_XCKD = head_VD.reshape(
-        (parts, count, local // count, width), out_sharding=jax.P(rows, None, None, columns)
-    )
-    start_CX = jnp.arange(count)[:, None] * (local // count) + jnp.arange(parts) * local
-    return cut_XCKD.swapaxes(0, 1), jax.reshard(start_CX, spec(None, "vocab"))
+    cut, whole = (parts, count, local // count), (count, rows // count)
+    vocab, model = jax.typeof(head_VD).sharding.spec
+    cut_XCKD = head_VD.reshape((*cut, width), out_sharding=jax.P(vocab, None, None, model))
+    out = jax.P(None, vocab, model)
+    chunks_CWD = cut_XCKD.swapaxes(0, 1).reshape((*whole, width), out_sharding=out)
+    entries_CW = jnp.arange(rows).reshape(cut).swapaxes(0, 1).reshape(whole)
+    return chunks_CWD, jax.reshard(entries_CW, spec(None, "vocab"))
 
 
-def _entries(start_X, part_XKD):
-    """Which vocabulary entry each row of a chunk is, [X, K]."""
-    return start_X[:, None] + jnp.arange(part_XKD.shape[1])
+def _joined(chunks_CWD: jax.Array, like_VD: jax.Array) -> jax.Array:
+    """What `_chunks` cut, as one array again."""
+    count, width = chunks_CWD.shape[0], chunks_CWD.shape[2]
+    stored = jax.typeof(like_VD).sharding.spec
+    vocab, model = stored
+    cut = (count, axis_size("vocab"), -1, width)
+    cut_CXKD = chunks_CWD.reshape(cut, out_sharding=jax.P(None, vocab, None, model))
+    return cut_CXKD.swapaxes(0, 1).reshape(like_VD.shape, out_sharding=stored)
 
 
-def _logits(h_ND, part_XKD, entries_XK, vocab: int):
-    """Logits of a chunk, [N, X, K]; rows beyond the vocabulary get the lowest number there is."""
-    logits_NXK = jnp.einsum(
-        "nd,xkd->nxk",
+def _logits(h_ND, part_WD, entries_W, vocab: int):
+    """Logits of a chunk, [N, W]; rows beyond the vocabulary get the lowest number there is."""
+    logits_NW = jnp.einsum(
+        "nd,wd->nw",
         h_ND,
-        part_XKD,
+        part_WD,
         preferred_element_type=jnp.float32,
-        out_sharding=spec("batch", "vocab", None),
+        out_sharding=spec("batch", "vocab"),
     )
-    return jnp.where(entries_XK < vocab, logits_NXK, jnp.finfo(jnp.float32).min)
+    return jnp.where(entries_W < vocab, logits_NW, jnp.finfo(jnp.float32).min)
 
 
 def _forward(h_ND, head_VD, tokens_N, vocab, chunk, reduce_dtype):
     def step(carry, inputs):
         top_N, total_N, own_N = carry
-        part_XKD, start_X = inputs
-        entries_XK = _entries(start_X, part_XKD)
-        logits_NXK = _logits(h_ND, gather(part_XKD, h_ND.dtype), entries_XK, vocab)
-        new_N = jnp.maximum(top_N, logits_NXK.max((1, 2)))
+        part_WD, entries_W = inputs
+        logits_NW = _logits(h_ND, gather(part_WD, h_ND.dtype), entries_W, vocab)
+        new_N = jnp.maximum(top_N, logits_NW.max(1))
         total_N = total_N * jnp.exp(top_N - new_N)
-        total_N += jnp.exp(logits_NXK - new_N[:, None, None]).sum((1, 2))
-        hits_NXK = tokens_N[:, None, None] == entries_XK
-        return (new_N, total_N, own_N + jnp.where(hits_NXK, logits_NXK, 0).sum((1, 2))), None
+        total_N += jnp.exp(logits_NW - new_N[:, None]).sum(1)
+        hits_NW = tokens_N[:, None] == entries_W
+        return (new_N, total_N, own_N + jnp.where(hits_NW, logits_NW, 0).sum(1)), None
 
     zeros_N = jnp.zeros(tokens_N.shape, jnp.float32, out_sharding=spec("batch"))
     start = (zeros_N + jnp.finfo(jnp.float32).min, zeros_N, zeros_N)
@@ -122,34 +126,31 @@ def _backward(vocab, chunk, reduce_dtype, saved, g_N):
     h_ND, head_VD, tokens_N, lse_N = saved
 
     def step(dh_ND, inputs):
-        part_XKD, start_X = inputs
-        used_XKD = gather(part_XKD, h_ND.dtype)
-        entries_XK = _entries(start_X, part_XKD)
-        p_NXK = jnp.exp(_logits(h_ND, used_XKD, entries_XK, vocab) - lse_N[:, None, None])
-        hits_NXK = tokens_N[:, None, None] == entries_XK
-        dlogits_NXK = ((hits_NXK - p_NXK) * g_N[:, None, None]).astype(h_ND.dtype)
+        part_WD, entries_W = inputs
+        used_WD = gather(part_WD, h_ND.dtype)
+        p_NW = jnp.exp(_logits(h_ND, used_WD, entries_W, vocab) - lse_N[:, None])
+        hits_NW = tokens_N[:, None] == entries_W
+        dlogits_NW = ((hits_NW - p_NW) * g_N[:, None]).astype(h_ND.dtype)
         dh_ND += jnp.einsum(
-            "nxk,xkd->nd",
-            dlogits_NXK,
-            used_XKD,
+            "nw,wd->nd",
+            dlogits_NW,
+            used_WD,
             preferred_element_type=jnp.float32,
             out_sharding=spec("batch", None),
         )
         with jax.named_scope(GRADIENT):
-            dpart_XKD = jnp.einsum(
-                "nxk,nd->xkd",
-                dlogits_NXK,
+            dpart_WD = jnp.einsum(
+                "nw,nd->wd",
+                dlogits_NW,
                 h_ND,
                 preferred_element_type=reduce_dtype,
-                out_sharding=jax.typeof(part_XKD).sharding.spec,
+                out_sharding=jax.typeof(part_WD).sharding.spec,
             )
-        return dh_ND, dpart_XKD.astype(head_VD.dtype)
+        return dh_ND, dpart_WD.astype(head_VD.dtype)
 
     zeros_ND = jnp.zeros(h_ND.shape, jnp.float32, out_sharding=spec("batch", None))
-    dh_ND, dhead_CXKD = jax.lax.scan(step, zeros_ND, _chunks(head_VD, chunk))
-    stored = jax.typeof(head_VD).sharding.spec
-    dhead_VD = dhead_CXKD.swapaxes(0, 1).reshape(head_VD.shape, out_sharding=stored)
-    return dh_ND.astype(h_ND.dtype), dhead_VD, None
+    dh_ND, dhead_CWD = jax.lax.scan(step, zeros_ND, _chunks(head_VD, chunk))
+    return dh_ND.astype(h_ND.dtype), _joined(dhead_CWD, head_VD), None
 
 
 token_logps.defvjp(_forward, _backward)

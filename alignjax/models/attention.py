@@ -1,7 +1,7 @@
 """Causal attention inside segments.
 
 B batch, T query position, S key position, N key/value heads, G query heads each serves, K head
-size; I blocks of queries.
+size.
 """
 
 from functools import partial
@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.models import kernels
+from alignjax.models.norm import row_dot
 from alignjax.sharding import spec
 
-BLOCK = 64  # queries that share one range of keys; smaller saves work, larger saves launches
+BLOCK = 64  # queries, and keys, of a block; smaller ones save work, larger ones save launches
 
 
 def attention(
@@ -35,7 +36,7 @@ def attention(
     kernel = _choice(kernel, length, window)
     if kernel == "blocks" and (length != keys or length % BLOCK or length == BLOCK):
         mask_BTS = _mask(q_segments_BT, k_segments_BS, offset, window)
-        return _dense(q_BTNGK, k_BSNK, v_BSNK, mask_BTS)[0]
+        return _dense(q_BTNGK, k_BSNK, v_BSNK, mask_BTS)
     heads = ("batch", None, "kv_heads")
     q_BTNGK = jax.reshard(q_BTNGK, spec(*heads, None, None))
     k_BSNK, v_BSNK = (jax.reshard(array, spec(*heads, None)) for array in (k_BSNK, v_BSNK))
@@ -71,20 +72,17 @@ def _mask(q_segments_BT, k_segments_BS, offset, window: int | None):
     return (q_segments_BT[:, :, None] == k_segments_BS[:, None, :]) & near_TS
 
 
-def _scores(q_BTNGK, k_BSNK, mask_BTS):
-    scores_BNTGS = _einsum("btngk,bsnk->bntgs", q_BTNGK * q_BTNGK.shape[-1] ** -0.5, k_BSNK)
-    return jnp.where(mask_BTS[:, None, :, None], scores_BNTGS, jnp.finfo(jnp.float32).min)
-
-
 def _dense(q_BTNGK, k_BSNK, v_BSNK, mask_BTS):
-    """Attention, and the log-sum-exp of each query's scores, float32 [B, N, T, G]."""
-    scores_BNTGS = _scores(q_BTNGK, k_BSNK, mask_BTS)
+    """Attention with all scores in memory at a time."""
+    scores_BNTGS = _einsum("btngk,bsnk->bntgs", q_BTNGK * q_BTNGK.shape[-1] ** -0.5, k_BSNK)
+    lowest = jnp.finfo(jnp.float32).min
+    scores_BNTGS = jnp.where(mask_BTS[:, None, :, None], scores_BNTGS, lowest)
     top_BNTG = jax.lax.stop_gradient(scores_BNTGS.max(-1))
     e_BNTGS = jnp.exp(scores_BNTGS - top_BNTG[..., None])
     total_BNTG = e_BNTGS.sum(-1)
     out_BTNGK = _einsum("bntgs,bsnk->btngk", e_BNTGS.astype(v_BSNK.dtype), v_BSNK)
     out_BTNGK /= total_BNTG.swapaxes(1, 2)[..., None]
-    return out_BTNGK.astype(q_BTNGK.dtype), top_BNTG + jnp.log(total_BNTG)
+    return out_BTNGK.astype(q_BTNGK.dtype)
 
 
 def _einsum(subscripts: str, *operands):
@@ -94,8 +92,8 @@ def _einsum(subscripts: str, *operands):
     return jnp.einsum(subscripts, *operands, preferred_element_type=jnp.float32, out_sharding=out)
 
 
-# In blocks of queries, each of which meets only keys from where the first of its segments begins,
-# rounded up to 1, 2, 4 ... blocks. Scores are made again in the backward pass, never stored.
+# In blocks: queries meet only blocks of keys from where the first of their segments begins. Scores
+# are made again in the backward pass, never stored. I blocks, T queries and S keys of one of them.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -104,52 +102,87 @@ def _blocks(q_BTNGK, k_BSNK, v_BSNK, segments_BT, window: int | None):
 
 
 def _blocks_forward(q_BTNGK, k_BSNK, v_BSNK, segments_BT, window):
-    def block(size, i, start):
-        q, q_segments = (_cut(array, i * BLOCK, BLOCK) for array in (q_BTNGK, segments_BT))
-        k, v, segments = (_cut(array, start, size) for array in (k_BSNK, v_BSNK, segments_BT))
-        return _dense(q, k, v, _mask(q_segments, segments, i * BLOCK - start, window))
+    q_IBNGTK, (k_IBNSK, v_IBNSK) = _queries(q_BTNGK), _keys(k_BSNK, v_BSNK)
+    scores = _block_scores(k_IBNSK, segments_BT, window)
 
-    def step(_, inputs):
-        return None, _choose(block, *inputs, q_BTNGK.shape[1])
+    def block(_, inputs):
+        i, first, q_BNGTK = inputs
+
+        def add(j, sums):
+            out_BNGTK, top_BNGT, total_BNGT = sums
+            scores_BNGTS = scores(i, j, q_BNGTK)
+            new_BNGT = jnp.maximum(top_BNGT, scores_BNGTS.max(-1))
+            e_BNGTS = jnp.exp(scores_BNGTS - new_BNGT[..., None])
+            shrink_BNGT = jnp.exp(top_BNGT - new_BNGT)
+            more = _einsum("bngts,bnsk->bngtk", e_BNGTS.astype(v_BSNK.dtype), v_IBNSK[j])
+            out_BNGTK = out_BNGTK * shrink_BNGT[..., None] + more
+            return out_BNGTK, new_BNGT, total_BNGT * shrink_BNGT + e_BNGTS.sum(-1)
+
+        zero_BNGTK = jnp.zeros_like(q_BNGTK, jnp.float32)
+        zero_BNGT = zero_BNGTK[..., 0]
+        sums = (zero_BNGTK, zero_BNGT + jnp.finfo(jnp.float32).min, zero_BNGT)
+        out_BNGTK, top_BNGT, total_BNGT = jax.lax.fori_loop(first, i + 1, add, sums)
+        return None, (out_BNGTK / total_BNGT[..., None], top_BNGT + jnp.log(total_BNGT))
 
     first_I = _first_blocks(segments_BT, window)
-    _, (out_IBTNGK, lse_IBNTG) = jax.lax.scan(step, None, (jnp.arange(len(first_I)), first_I))
-    out_BTNGK = _whole(out_IBTNGK)
-    return out_BTNGK, (q_BTNGK, k_BSNK, v_BSNK, segments_BT, out_BTNGK, lse_IBNTG)
+    _, (out, lse_IBNGT) = jax.lax.scan(block, None, (jnp.arange(len(first_I)), first_I, q_IBNGTK))
+    out_BTNGK = _joined(out).astype(q_BTNGK.dtype)
+    return out_BTNGK, (q_BTNGK, k_BSNK, v_BSNK, segments_BT, out_BTNGK, lse_IBNGT)
 
 
 def _blocks_backward(window, saved, g_BTNGK):
-    q_BTNGK, k_BSNK, v_BSNK, segments_BT, out_BTNGK, lse_IBNTG = saved
-    scale = q_BTNGK.shape[-1] ** -0.5
+    q_BTNGK, k_BSNK, v_BSNK, segments_BT, out_BTNGK, lse_IBNGT = saved
+    q_IBNGTK, g_IBNGTK = _queries(q_BTNGK), _in_blocks(g_BTNGK)
+    k_IBNSK, v_IBNSK = _keys(k_BSNK, v_BSNK)
+    scores = _block_scores(k_IBNSK, segments_BT, window)
+    own_BTNG = row_dot(g_BTNGK, out_BTNGK)
+    own_IBNGT = _in_blocks(own_BTNG[..., None])[..., 0]
+    v_IBNKS = v_IBNSK.swapaxes(-1, -2)  # XLA on CPU is quickest where no operand is transposed
 
-    def block(size, i, start, lse_BNTG, dk_BSNK, dv_BSNK):
-        rows = (q_BTNGK, g_BTNGK, out_BTNGK, segments_BT)
-        q, g, out, q_segments = (_cut(array, i * BLOCK, BLOCK) for array in rows)
-        k, v, segments = (_cut(array, start, size) for array in (k_BSNK, v_BSNK, segments_BT))
-        mask_BTS = _mask(q_segments, segments, i * BLOCK - start, window)
-        p_BNTGS = jnp.exp(_scores(q, k, mask_BTS) - lse_BNTG[..., None])
-        own_BTNG = (g.astype(jnp.float32) * out).sum(-1)
-        dp_BNTGS = _einsum("btngk,bsnk->bntgs", g, v)
-        ds_BNTGS = p_BNTGS * (dp_BNTGS - own_BTNG.swapaxes(1, 2)[..., None]) * scale
-        ds_BNTGS = ds_BNTGS.astype(q.dtype)
-        dq_BTNGK = _einsum("bntgs,bsnk->btngk", ds_BNTGS, k).astype(q.dtype)
-        dk = _einsum("bntgs,btngk->bsnk", ds_BNTGS, q)
-        dv = _einsum("bntgs,btngk->bsnk", p_BNTGS.astype(g.dtype), g)
-        return dq_BTNGK, _add(dk_BSNK, dk, start), _add(dv_BSNK, dv, start)
+    def block(sums, inputs):
+        i, first, q_BNGTK, g_BNGTK, own_BNGT, lse_BNGT = inputs
+        q_BNGKT, g_BNGKT = q_BNGTK.swapaxes(-1, -2), g_BNGTK.swapaxes(-1, -2)
 
-    def step(carry, inputs):
-        i, first, lse_BNTG = inputs
-        dq_BTNGK, *carry = _choose(block, i, first, q_BTNGK.shape[1], lse_BNTG, *carry)
-        return tuple(carry), dq_BTNGK
+        def add(j, sums):
+            dq_BNGTK, dk_IBNKS, dv_IBNKS = sums
+            p_BNGTS = jnp.exp(scores(i, j, q_BNGTK) - lse_BNGT[..., None])
+            dp_BNGTS = _einsum("bngtk,bnks->bngts", g_BNGTK, v_IBNKS[j])
+            ds_BNGTS = (p_BNGTS * (dp_BNGTS - own_BNGT[..., None])).astype(q_BNGTK.dtype)
+            dq_BNGTK += _einsum("bngts,bnsk->bngtk", ds_BNGTS, k_IBNSK[j])
+            dk_BNKS = _einsum("bngkt,bngts->bnks", q_BNGKT, ds_BNGTS)
+            dv_BNKS = _einsum("bngkt,bngts->bnks", g_BNGKT, p_BNGTS.astype(g_BNGTK.dtype))
+            return dq_BNGTK, dk_IBNKS.at[j].add(dk_BNKS), dv_IBNKS.at[j].add(dv_BNKS)
 
-    zeros = [jnp.zeros_like(array, jnp.float32) for array in (k_BSNK, v_BSNK)]
+        zero_BNGTK = jnp.zeros_like(q_BNGTK, jnp.float32)
+        dq_BNGTK, *sums = jax.lax.fori_loop(first, i + 1, add, (zero_BNGTK, *sums))
+        return tuple(sums), dq_BNGTK
+
+    zero_IBNKS = jnp.zeros_like(v_IBNKS, jnp.float32)
     first_I = _first_blocks(segments_BT, window)
-    inputs = (jnp.arange(len(first_I)), first_I, lse_IBNTG)
-    (dk_BSNK, dv_BSNK), dq_IBTNGK = jax.lax.scan(step, tuple(zeros), inputs)
-    return _whole(dq_IBTNGK), dk_BSNK.astype(k_BSNK.dtype), dv_BSNK.astype(v_BSNK.dtype), None
+    rows = (jnp.arange(len(first_I)), first_I, q_IBNGTK, g_IBNGTK, own_IBNGT, lse_IBNGT)
+    (dk_IBNKS, dv_IBNKS), dq_IBNGTK = jax.lax.scan(block, (zero_IBNKS, zero_IBNKS), rows)
+    dk_BSNK, dv_BSNK = (
+        _joined(array.swapaxes(-1, -2)[:, :, :, None])[:, :, :, 0].astype(k_BSNK.dtype)
+        for array in (dk_IBNKS, dv_IBNKS)
+    )
+    dq_BTNGK = _joined(dq_IBNGTK) * q_BTNGK.shape[-1] ** -0.5
+    return dq_BTNGK.astype(q_BTNGK.dtype), dk_BSNK, dv_BSNK, None
 
 
 _blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+def _block_scores(k_IBNSK, segments_BT, window: int | None):
+    """A function (i, j, queries of block i) -> their scores with the keys of block j."""
+    k_IBNKS = k_IBNSK.swapaxes(-1, -2)
+    segments_IBT = segments_BT.reshape(len(segments_BT), -1, BLOCK).swapaxes(0, 1)
+
+    def scores(i, j, q_BNGTK):
+        mask_BTS = _mask(segments_IBT[i], segments_IBT[j], (i - j) * BLOCK, window)
+        scores_BNGTS = _einsum("bngtk,bnks->bngts", q_BNGTK, k_IBNKS[j])
+        return jnp.where(mask_BTS[:, None, None], scores_BNGTS, jnp.finfo(jnp.float32).min)
+
+    return scores
 
 
 def _first_blocks(segments_BT, window: int | None):
@@ -164,31 +197,25 @@ def _first_blocks(segments_BT, window: int | None):
     return first_I // BLOCK
 
 
-def _choose(block, i, first, length: int, *operands):
-    """`block(keys, i, start, *operands)` for the fewest keys that reach from `first` to block i."""
-    blocks = length // BLOCK
-    sizes = sorted({min(n << k, blocks) for k in range(blocks.bit_length()) for n in (2, 3)} | {1})
-    branches = [
-        lambda *operands, size=size: block(
-            size * BLOCK, i, jnp.maximum(i + 1 - size, 0) * BLOCK, *operands
-        )
-        for size in sizes
-    ]
-    return jax.lax.switch(jnp.searchsorted(jnp.array(sizes), i + 1 - first), branches, *operands)
+def _queries(q_BTNGK):
+    return _in_blocks(q_BTNGK * q_BTNGK.shape[-1] ** -0.5)
 
 
-def _cut(array, start, size: int):
-    return jax.lax.dynamic_slice_in_dim(array, start, size, axis=1)
+def _keys(*arrays_BSNK):
+    return [_in_blocks(array[:, :, :, None])[:, :, :, 0] for array in arrays_BSNK]
 
 
-def _whole(x_IBTNGK):
-    """Blocks of queries as one array [B, T, N, G, K]."""
-    blocks, batch, length, *heads = x_IBTNGK.shape
+def _in_blocks(x_BTNGK):
+    """An array in blocks of its rows, [I, B, N, G, T, K]."""
+    batch, length, *heads = x_BTNGK.shape
+    cut = (batch, length // BLOCK, BLOCK, *heads)
+    x_BITNGK = x_BTNGK.reshape(cut, out_sharding=spec("batch", None, None, "kv_heads", None, None))
+    return x_BITNGK.transpose(1, 0, 3, 4, 2, 5)
+
+
+def _joined(x_IBNGTK):
+    """The rows of all blocks, [B, T, N, G, K]."""
+    x_BITNGK = x_IBNGTK.transpose(1, 0, 4, 2, 3, 5)
+    batch, blocks, length, *heads = x_BITNGK.shape
     out = spec("batch", None, "kv_heads", None, None)
-    return x_IBTNGK.swapaxes(0, 1).reshape(batch, blocks * length, *heads, out_sharding=out)
-
-
-def _add(array, part, start):
-    """Adds a part to an array at places from `start` on."""
-    own = jax.lax.dynamic_slice_in_dim(array, start, part.shape[1], axis=1)
-    return jax.lax.dynamic_update_slice_in_dim(array, own + part, start, axis=1)
+    return x_BITNGK.reshape(batch, blocks * length, *heads, out_sharding=out)

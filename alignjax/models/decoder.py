@@ -17,6 +17,7 @@ from flax import nnx
 from alignjax.config import Compute
 from alignjax.models.attention import attention
 from alignjax.models.linear import linear
+from alignjax.models.norm import rms_norm
 from alignjax.models.rope import RopeScaling, frequencies, rotate, rotations
 from alignjax.sharding import axis_size, spec
 
@@ -327,10 +328,7 @@ def _embed(model: Decoder, tokens_BT, compute: Compute):
 
 
 def _rms_norm(c: DecoderConfig, x, w):
-    """Normalises the last dimension, in float32."""
-    wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + c.norm_eps)
-    return (wide * scale * (1 + w if c.unit_offset else w)).astype(x.dtype)
+    return rms_norm(x, 1 + w if c.unit_offset else w, c.norm_eps)
 
 
 def _remat(layer, policy: str):
