@@ -40,9 +40,9 @@ def attention(
     heads = ("batch", None, "kv_heads")
     q_BTNGK = jax.reshard(q_BTNGK, spec(*heads, None, None))
     k_BSNK, v_BSNK = (jax.reshard(array, spec(*heads, None)) for array in (k_BSNK, v_BSNK))
+    q_segments_BT = jax.reshard(q_segments_BT, spec("batch", None))
     if kernel == "blocks":
         return _blocks(q_BTNGK, k_BSNK, v_BSNK, q_segments_BT, window)
-    q_segments_BT = jax.reshard(q_segments_BT, spec("batch", None))
     if kernel == "splash":
         return kernels.splash(q_BTNGK, k_BSNK, v_BSNK, q_segments_BT, window)
     return kernels.triton(q_BTNGK, k_BSNK, v_BSNK, q_segments_BT)
@@ -63,13 +63,13 @@ def _choice(kernel: str, length: int, window: int | None) -> str:
 
 
 def _mask(q_segments_BT, k_segments_BS, offset, window: int | None):
-    """Which keys a query sees, [B, T, S]; query 0 stands `offset` places behind key 0."""
-    length, keys = q_segments_BT.shape[1], k_segments_BS.shape[1]
+    """Which keys a query sees, [..., T, S]; query 0 stands `offset` places behind key 0."""
+    length, keys = q_segments_BT.shape[-1], k_segments_BS.shape[-1]
     behind_TS = jnp.arange(length)[:, None] + offset - jnp.arange(keys)
     near_TS = behind_TS >= 0
     if window is not None:
         near_TS &= behind_TS < window
-    return (q_segments_BT[:, :, None] == k_segments_BS[:, None, :]) & near_TS
+    return (q_segments_BT[..., :, None] == k_segments_BS[..., None, :]) & near_TS
 
 
 def _dense(q_BTNGK, k_BSNK, v_BSNK, mask_BTS):
@@ -93,7 +93,8 @@ def _einsum(subscripts: str, *operands):
 
 
 # In blocks: queries meet only blocks of keys from where the first of their segments begins. Scores
-# are made again in the backward pass, never stored. I blocks, T queries and S keys of one of them.
+# are made again in the backward pass, never stored. One row at a time, so that each has its own
+# range. I blocks, T queries and S keys of one of them.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -102,120 +103,140 @@ def _blocks(q_BTNGK, k_BSNK, v_BSNK, segments_BT, window: int | None):
 
 
 def _blocks_forward(q_BTNGK, k_BSNK, v_BSNK, segments_BT, window):
-    q_IBNGTK, (k_IBNSK, v_IBNSK) = _queries(q_BTNGK), _keys(k_BSNK, v_BSNK)
-    scores = _block_scores(k_IBNSK, segments_BT, window)
-
-    def block(_, inputs):
-        i, first, q_BNGTK = inputs
-
-        def add(j, sums):
-            out_BNGTK, top_BNGT, total_BNGT = sums
-            scores_BNGTS = scores(i, j, q_BNGTK)
-            new_BNGT = jnp.maximum(top_BNGT, scores_BNGTS.max(-1))
-            e_BNGTS = jnp.exp(scores_BNGTS - new_BNGT[..., None])
-            shrink_BNGT = jnp.exp(top_BNGT - new_BNGT)
-            more = _einsum("bngts,bnsk->bngtk", e_BNGTS.astype(v_BSNK.dtype), v_IBNSK[j])
-            out_BNGTK = out_BNGTK * shrink_BNGT[..., None] + more
-            return out_BNGTK, new_BNGT, total_BNGT * shrink_BNGT + e_BNGTS.sum(-1)
-
-        zero_BNGTK = jnp.zeros_like(q_BNGTK, jnp.float32)
-        zero_BNGT = zero_BNGTK[..., 0]
-        sums = (zero_BNGTK, zero_BNGT + jnp.finfo(jnp.float32).min, zero_BNGT)
-        out_BNGTK, top_BNGT, total_BNGT = jax.lax.fori_loop(first, i + 1, add, sums)
-        return None, (out_BNGTK / total_BNGT[..., None], top_BNGT + jnp.log(total_BNGT))
-
-    first_I = _first_blocks(segments_BT, window)
-    _, (out, lse_IBNGT) = jax.lax.scan(block, None, (jnp.arange(len(first_I)), first_I, q_IBNGTK))
-    out_BTNGK = _joined(out).astype(q_BTNGK.dtype)
-    return out_BTNGK, (q_BTNGK, k_BSNK, v_BSNK, segments_BT, out_BTNGK, lse_IBNGT)
+    arrays = (q_BTNGK, k_BSNK, v_BSNK, segments_BT)
+    out_BTNGK, lse_BINGT = _by_row(partial(_row_forward, window), (5, 5), *arrays)
+    return out_BTNGK, (*arrays, out_BTNGK, lse_BINGT)
 
 
 def _blocks_backward(window, saved, g_BTNGK):
-    q_BTNGK, k_BSNK, v_BSNK, segments_BT, out_BTNGK, lse_IBNGT = saved
-    q_IBNGTK, g_IBNGTK = _queries(q_BTNGK), _in_blocks(g_BTNGK)
-    k_IBNSK, v_IBNSK = _keys(k_BSNK, v_BSNK)
-    scores = _block_scores(k_IBNSK, segments_BT, window)
-    own_BTNG = row_dot(g_BTNGK, out_BTNGK)
-    own_IBNGT = _in_blocks(own_BTNG[..., None])[..., 0]
-    v_IBNKS = v_IBNSK.swapaxes(-1, -2)  # XLA on CPU is quickest where no operand is transposed
-
-    def block(sums, inputs):
-        i, first, q_BNGTK, g_BNGTK, own_BNGT, lse_BNGT = inputs
-        q_BNGKT, g_BNGKT = q_BNGTK.swapaxes(-1, -2), g_BNGTK.swapaxes(-1, -2)
-
-        def add(j, sums):
-            dq_BNGTK, dk_IBNKS, dv_IBNKS = sums
-            p_BNGTS = jnp.exp(scores(i, j, q_BNGTK) - lse_BNGT[..., None])
-            dp_BNGTS = _einsum("bngtk,bnks->bngts", g_BNGTK, v_IBNKS[j])
-            ds_BNGTS = (p_BNGTS * (dp_BNGTS - own_BNGT[..., None])).astype(q_BNGTK.dtype)
-            dq_BNGTK += _einsum("bngts,bnsk->bngtk", ds_BNGTS, k_IBNSK[j])
-            dk_BNKS = _einsum("bngkt,bngts->bnks", q_BNGKT, ds_BNGTS)
-            dv_BNKS = _einsum("bngkt,bngts->bnks", g_BNGKT, p_BNGTS.astype(g_BNGTK.dtype))
-            return dq_BNGTK, dk_IBNKS.at[j].add(dk_BNKS), dv_IBNKS.at[j].add(dv_BNKS)
-
-        zero_BNGTK = jnp.zeros_like(q_BNGTK, jnp.float32)
-        dq_BNGTK, *sums = jax.lax.fori_loop(first, i + 1, add, (zero_BNGTK, *sums))
-        return tuple(sums), dq_BNGTK
-
-    zero_IBNKS = jnp.zeros_like(v_IBNKS, jnp.float32)
-    first_I = _first_blocks(segments_BT, window)
-    rows = (jnp.arange(len(first_I)), first_I, q_IBNGTK, g_IBNGTK, own_IBNGT, lse_IBNGT)
-    (dk_IBNKS, dv_IBNKS), dq_IBNGTK = jax.lax.scan(block, (zero_IBNKS, zero_IBNKS), rows)
-    dk_BSNK, dv_BSNK = (
-        _joined(array.swapaxes(-1, -2)[:, :, :, None])[:, :, :, 0].astype(k_BSNK.dtype)
-        for array in (dk_IBNKS, dv_IBNKS)
-    )
-    dq_BTNGK = _joined(dq_IBNGTK) * q_BTNGK.shape[-1] ** -0.5
-    return dq_BTNGK.astype(q_BTNGK.dtype), dk_BSNK, dv_BSNK, None
+    gradients = _by_row(partial(_row_backward, window), (5, 4, 4), *saved, g_BTNGK)
+    return (*gradients, None)
 
 
 _blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
-def _block_scores(k_IBNSK, segments_BT, window: int | None):
-    """A function (i, j, queries of block i) -> their scores with the keys of block j."""
-    k_IBNKS = k_IBNSK.swapaxes(-1, -2)
-    segments_IBT = segments_BT.reshape(len(segments_BT), -1, BLOCK).swapaxes(0, 1)
+def _by_row(function, dims: tuple[int, ...], *arrays):
+    """Maps a function over the rows that a device has; its results have so many dimensions."""
 
-    def scores(i, j, q_BNGTK):
-        mask_BTS = _mask(segments_IBT[i], segments_IBT[j], (i - j) * BLOCK, window)
-        scores_BNGTS = _einsum("bngtk,bnks->bngts", q_BNGTK, k_IBNKS[j])
-        return jnp.where(mask_BTS[:, None, None], scores_BNGTS, jnp.finfo(jnp.float32).min)
+    def part(ndim: int):
+        return spec(*("batch", None, "kv_heads", None, None)[:ndim])
+
+    return jax.shard_map(
+        lambda *local: jax.lax.map(lambda row: function(*row), local),
+        in_specs=tuple(part(array.ndim) for array in arrays),
+        out_specs=tuple(part(ndim) for ndim in dims),
+        check_vma=False,  # the loops' sums begin as plain zeros
+    )(*arrays)
+
+
+def _row_forward(window, q_TNGK, k_SNK, v_SNK, segments_T):
+    """Attention of a row, and the log-sum-exp of each query's scores, float32 [I, N, G, T]."""
+    q_INGTK, k_INSK, v_INSK = _queries(q_TNGK), _keys(k_SNK), _keys(v_SNK)
+    scores = _block_scores(k_INSK, segments_T, window)
+
+    def block(_, inputs):
+        i, first, q_NGTK = inputs
+
+        def add(j, sums):
+            out_NGTK, top_NGT, total_NGT = sums
+            scores_NGTS = scores(i, j, q_NGTK)
+            new_NGT = jnp.maximum(top_NGT, scores_NGTS.max(-1))
+            e_NGTS = jnp.exp(scores_NGTS - new_NGT[..., None])
+            shrink_NGT = jnp.exp(top_NGT - new_NGT)
+            more_NGTK = _dot("ngts,nsk->ngtk", e_NGTS.astype(v_SNK.dtype), v_INSK[j])
+            out_NGTK = out_NGTK * shrink_NGT[..., None] + more_NGTK
+            return out_NGTK, new_NGT, total_NGT * shrink_NGT + e_NGTS.sum(-1)
+
+        zero_NGTK = jnp.zeros_like(q_NGTK, jnp.float32)
+        zero_NGT = zero_NGTK[..., 0]
+        sums = (zero_NGTK, zero_NGT + jnp.finfo(jnp.float32).min, zero_NGT)
+        out_NGTK, top_NGT, total_NGT = jax.lax.fori_loop(first, i + 1, add, sums)
+        return None, (out_NGTK / total_NGT[..., None], top_NGT + jnp.log(total_NGT))
+
+    first_I = _first_blocks(segments_T, window)
+    inputs = (jnp.arange(len(first_I)), first_I, q_INGTK)
+    _, (out_INGTK, lse_INGT) = jax.lax.scan(block, None, inputs)
+    return _joined(out_INGTK).astype(q_TNGK.dtype), lse_INGT
+
+
+def _row_backward(window, q_TNGK, k_SNK, v_SNK, segments_T, out_TNGK, lse_INGT, g_TNGK):
+    """Gradients of a row's queries, keys and values."""
+    q_INGTK, g_INGTK = _queries(q_TNGK), _in_blocks(g_TNGK)
+    k_INSK, v_INSK = _keys(k_SNK), _keys(v_SNK)
+    scores = _block_scores(k_INSK, segments_T, window)
+    own_INGT = _in_blocks(row_dot(g_TNGK, out_TNGK)[..., None])[..., 0]
+    v_INKS = v_INSK.swapaxes(-1, -2)  # XLA on CPU is quickest where no operand is transposed
+
+    def block(sums, inputs):
+        i, first, q_NGTK, g_NGTK, own_NGT, lse_NGT = inputs
+        q_NGKT, g_NGKT = q_NGTK.swapaxes(-1, -2), g_NGTK.swapaxes(-1, -2)
+
+        def add(j, sums):
+            dq_NGTK, dk_INKS, dv_INKS = sums
+            p_NGTS = jnp.exp(scores(i, j, q_NGTK) - lse_NGT[..., None])
+            dp_NGTS = _dot("ngtk,nks->ngts", g_NGTK, v_INKS[j])
+            ds_NGTS = (p_NGTS * (dp_NGTS - own_NGT[..., None])).astype(q_NGTK.dtype)
+            dq_NGTK += _dot("ngts,nsk->ngtk", ds_NGTS, k_INSK[j])
+            dk_NKS = _dot("ngkt,ngts->nks", q_NGKT, ds_NGTS)
+            dv_NKS = _dot("ngkt,ngts->nks", g_NGKT, p_NGTS.astype(g_NGTK.dtype))
+            return dq_NGTK, dk_INKS.at[j].add(dk_NKS), dv_INKS.at[j].add(dv_NKS)
+
+        zero_NGTK = jnp.zeros_like(q_NGTK, jnp.float32)
+        dq_NGTK, *sums = jax.lax.fori_loop(first, i + 1, add, (zero_NGTK, *sums))
+        return tuple(sums), dq_NGTK
+
+    zero_INKS = jnp.zeros_like(v_INKS, jnp.float32)
+    first_I = _first_blocks(segments_T, window)
+    inputs = (jnp.arange(len(first_I)), first_I, q_INGTK, g_INGTK, own_INGT, lse_INGT)
+    dkeys, dq_INGTK = jax.lax.scan(block, (zero_INKS, zero_INKS), inputs)
+    dk_SNK, dv_SNK = (
+        _joined(array.swapaxes(-1, -2)[:, :, None])[:, :, 0].astype(k_SNK.dtype) for array in dkeys
+    )
+    dq_TNGK = _joined(dq_INGTK) * q_TNGK.shape[-1] ** -0.5
+    return dq_TNGK.astype(q_TNGK.dtype), dk_SNK, dv_SNK
+
+
+def _block_scores(k_INSK, segments_T, window: int | None):
+    """A function (i, j, queries of block i) -> their scores with the keys of block j."""
+    k_INKS = k_INSK.swapaxes(-1, -2)
+    segments_IT = segments_T.reshape(-1, BLOCK)
+
+    def scores(i, j, q_NGTK):
+        mask_TS = _mask(segments_IT[i], segments_IT[j], (i - j) * BLOCK, window)
+        scores_NGTS = _dot("ngtk,nks->ngts", q_NGTK, k_INKS[j])
+        return jnp.where(mask_TS, scores_NGTS, jnp.finfo(jnp.float32).min)
 
     return scores
 
 
-def _first_blocks(segments_BT, window: int | None):
-    """The block with the earliest key that any row's queries of each block see, int32 [I]."""
-    places_T = jnp.arange(segments_BT.shape[1])
-    before_BT = jnp.pad(segments_BT, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-    begins_BT = segments_BT != before_BT
-    first_BT = jax.lax.cummax(jnp.where(begins_BT, places_T, 0), axis=1)
-    first_I = first_BT[:, ::BLOCK].min(0)
+_dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _first_blocks(segments_T, window: int | None):
+    """The block with the earliest key that the queries of each block see, int32 [I]."""
+    places_T = jnp.arange(len(segments_T))
+    begins_T = jnp.diff(segments_T, prepend=-1) != 0
+    first_I = jax.lax.cummax(jnp.where(begins_T, places_T, 0))[::BLOCK]
     if window is not None:
         first_I = jnp.maximum(first_I, places_T[::BLOCK] - window + 1)
     return first_I // BLOCK
 
 
-def _queries(q_BTNGK):
-    return _in_blocks(q_BTNGK * q_BTNGK.shape[-1] ** -0.5)
+def _queries(q_TNGK):
+    return _in_blocks(q_TNGK * q_TNGK.shape[-1] ** -0.5)
 
 
-def _keys(*arrays_BSNK):
-    return [_in_blocks(array[:, :, :, None])[:, :, :, 0] for array in arrays_BSNK]
+def _keys(k_SNK):
+    return _in_blocks(k_SNK[:, :, None])[:, :, 0]
 
 
-def _in_blocks(x_BTNGK):
-    """An array in blocks of its rows, [I, B, N, G, T, K]."""
-    batch, length, *heads = x_BTNGK.shape
-    cut = (batch, length // BLOCK, BLOCK, *heads)
-    x_BITNGK = x_BTNGK.reshape(cut, out_sharding=spec("batch", None, None, "kv_heads", None, None))
-    return x_BITNGK.transpose(1, 0, 3, 4, 2, 5)
+def _in_blocks(x_TNGK):
+    """An array in blocks of its places, [I, N, G, T, K]."""
+    return x_TNGK.reshape(-1, BLOCK, *x_TNGK.shape[1:]).transpose(0, 2, 3, 1, 4)
 
 
-def _joined(x_IBNGTK):
-    """The rows of all blocks, [B, T, N, G, K]."""
-    x_BITNGK = x_IBNGTK.transpose(1, 0, 4, 2, 3, 5)
-    batch, blocks, length, *heads = x_BITNGK.shape
-    out = spec("batch", None, "kv_heads", None, None)
-    return x_BITNGK.reshape(batch, blocks * length, *heads, out_sharding=out)
+def _joined(x_INGTK):
+    """The places of all blocks, [T, N, G, K]."""
+    x_ITNGK = x_INGTK.transpose(0, 3, 1, 2, 4)
+    return x_ITNGK.reshape(-1, *x_ITNGK.shape[2:])

@@ -285,7 +285,14 @@ def _block(c: DecoderConfig, block: Block, x_BTD, turns, attend, compute: Comput
     y_BTD = _rms_norm(c, x_BTD, block.mlp_norm)
     gate_BTF = linear(y_BTD, block.gate, reduce_dtype)
     up_BTF = linear(y_BTD, block.up, reduce_dtype)
-    return x_BTD + linear(_ACTIVATIONS[c.activation](gate_BTF) * up_BTF, block.down, reduce_dtype)
+    gated_BTF = _gated(_ACTIVATIONS[c.activation], gate_BTF, up_BTF)
+    return x_BTD + linear(gated_BTF, block.down, reduce_dtype)
+
+
+@partial(jax.checkpoint, static_argnums=0)
+def _gated(activation, gate_BTF, up_BTF):
+    """Only the two factors are kept for the backward pass, and not what lies between."""
+    return activation(gate_BTF) * up_BTF
 
 
 _ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
