@@ -79,3 +79,14 @@ def tiny(name: str, **changes) -> DecoderConfig:
         "rope_scaling": full.rope_scaling and full.rope_scaling._replace(original_length=16),
     }
     return replace(full, **(sizes | changes))
+
+
+def preset(name: str) -> DecoderConfig:
+    """A preset by name; `tiny_NAME` is its family in a size for tests.
+
+    Raises ValueError, naming those that exist, for another name.
+    """
+    known = name.removeprefix("tiny_")
+    if known not in PRESETS:
+        raise ValueError(f"{name}: there is no such preset; there are {', '.join(PRESETS)}.")
+    return PRESETS[name] if name == known else tiny(known)
