@@ -22,6 +22,7 @@ from alignjax.progress import phase, say
 from alignjax.resume import check_length, check_model, check_settings, record
 from alignjax.sharding import axis_size, check_divides, local_rows
 from alignjax.stages import Stage, stage_of
+from alignjax.weights.card import model_card
 from alignjax.weights.fetch import open_model
 from alignjax.weights.safetensors import save_companions
 from alignjax.weights.source import Source, decoder_config
@@ -44,13 +45,33 @@ class Run:
     def eos_ids(self) -> list[int]:
         """Every token that ends an answer, by template, generation config and model config."""
         found = {self.tokenizer.eos_token_id, end_of_turn_id(self.tokenizer)}
-        generation = self.source.tokenizer_dir / "generation_config.json"
-        stored = [self.source.config.get("eos_token_id")]
-        if generation.is_file():
-            stored.append(read_json(generation).get("eos_token_id"))
-        for value in stored:
-            found |= set(value) if isinstance(value, list) else {value}
+        for stored in (self.source.config, self._generation_config()):
+            found |= set(_listed(stored.get("eos_token_id")))
         return sorted(found - {None})
+
+    def beside_export(self) -> dict[str, str]:
+        """Files of the export that are not the source's, name -> text.
+
+        generation_config.json is among them where the source's does not end an answer with the
+        token that the chat template ends it with.
+        """
+        files = {"README.md": model_card(configs.to_dict(self.config))}
+        if self.config.model.chat_template:
+            files["chat_template.jinja"] = self.tokenizer.chat_template
+        generation = self._generation_config()
+        ends = _listed(generation.get("eos_token_id", self.source.config.get("eos_token_id")))
+        if end_of_turn_id(self.tokenizer) not in (None, *ends):
+            generation["eos_token_id"] = self.eos_ids()
+            files["generation_config.json"] = json.dumps(generation, indent=2) + "\n"
+        return files
+
+    def _generation_config(self) -> dict:
+        file = self.source.tokenizer_dir / "generation_config.json"
+        return read_json(file) if file.is_file() else {}
+
+
+def _listed(ids: int | list[int] | None) -> list[int | None]:
+    return ids if isinstance(ids, list) else [ids]
 
 
 _ARRAYS = ("ref_train", "ref_held_out", "logps_held_out")  # of a baseline

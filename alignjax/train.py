@@ -46,7 +46,6 @@ def _train(config: configs.SFT | configs.DPO) -> int:
     from alignjax.resume import record
     from alignjax.run import baseline, is_complete, prepare, stored_baseline
     from alignjax.step import State, init_state
-    from alignjax.weights.card import model_card
     from alignjax.weights.safetensors import export
     from alignjax.weights.source import decoder_config, load, size_of, watched
 
@@ -99,10 +98,7 @@ def _train(config: configs.SFT | configs.DPO) -> int:
         return 128 + signal.SIGTERM
     with phase("exporting"):
         target = run.directory / "export"
-        beside = {"README.md": model_card(configs.to_dict(config))}
-        if config.model.chat_template:
-            beside["chat_template.jinja"] = run.tokenizer.chat_template
-        how = config.export
+        how, beside = config.export, run.beside_export()
         export(state.model, run.source, target, how.dtype, how.shard_bytes, beside)
     after = samples.stored(run, done)
     after = samples.sample(run, state.model, done) if after is None else after
