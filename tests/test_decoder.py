@@ -3,15 +3,18 @@
 import jax
 import numpy as np
 import pytest
-from conftest import mesh, random_batch
+from conftest import mesh, random_batch, write_model
+from safetensors.numpy import load_file
 
 from alignjax.config import DPO, Compute
 from alignjax.generation.native import generate
 from alignjax.logps import sequence_logps
 from alignjax.models import decoder
 from alignjax.models.presets import tiny
-from alignjax.sharding import check_divides, place
+from alignjax.sharding import check_divides, place, to_host
 from alignjax.stages import batch_loss, stage_of
+from alignjax.weights.safetensors import export, open_directory
+from alignjax.weights.source import load
 
 COMPUTE = Compute(dtype="float32", remat="full", vocab_chunk=64)
 ODD = {
@@ -65,6 +68,28 @@ def test_a_mesh_changes_no_log_prob_and_no_gradient(name, sizes):
     )
     for table in (split_grads.embed, split_grads.head):
         assert table is None or not table[c.vocab_size :].any()
+
+
+@pytest.mark.parametrize("vocab", [32002, 151936])
+def test_vocabularies_of_real_models_on_a_mesh(tmp_path, vocab):
+    """Log-probs as on one device; an export has the bytes that were read, and no more rows."""
+    c = tiny("gemma_2b", vocab_size=vocab, layers=1)
+    tensors = write_model(tmp_path / "in", c)
+    source = open_directory(tmp_path / "in")
+    batch = random_batch(c, np.random.default_rng(0), 4, 64, [[30, 34], [20, 44], [10, 50], [8, 9]])
+    found = []
+    for sizes in ((1, 1, 1), (1, 4, 2)):
+        mesh(*sizes)
+        model = load(source)
+        assert model.embed.shape[0] % 128 == 0 and not to_host(model.embed)[vocab:].any()
+        logps, _ = jax.jit(lambda m, b: sequence_logps(m, b, COMPUTE))(model, place(batch, "batch"))
+        found.append(np.asarray(logps))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-5)
+    export(model, source, tmp_path / "out", "source", 10**9)
+    written = load_file(tmp_path / "out/model.safetensors")
+    assert {n: a.tobytes() for n, a in written.items()} == {
+        n: a.tobytes() for n, a in tensors.items()
+    }
 
 
 @pytest.mark.parametrize(("size", "tensor", "rows"), [(32000, 1, 32000), (32001, 2, 32128)])
