@@ -92,8 +92,8 @@ def _joined(chunks_CWD: jax.Array, like_VD: jax.Array) -> jax.Array:
     return cut_CXKD.swapaxes(0, 1).reshape(like_VD.shape, out_sharding=stored)
 
 
-def _logits(h_ND, part_WD, entries_W, vocab: int):
-    """Logits of a chunk, [N, W]; rows beyond the vocabulary get the lowest number there is."""
+def _logits(h_ND, part_WD, entries_W, vocab: int, rows: int):
+    """Logits of a chunk, [N, W]; of all rows those beyond the vocabulary get the lowest number."""
     logits_NW = jnp.einsum(
         "nd,wd->nw",
         h_ND,
@@ -101,6 +101,8 @@ def _logits(h_ND, part_WD, entries_W, vocab: int):
         preferred_element_type=jnp.float32,
         out_sharding=spec("batch", "vocab"),
     )
+    if rows == vocab:
+        return logits_NW
     return jnp.where(entries_W < vocab, logits_NW, jnp.finfo(jnp.float32).min)
 
 
@@ -108,7 +110,8 @@ def _forward(h_ND, head_VD, tokens_N, vocab, chunk, reduce_dtype):
     def step(carry, inputs):
         top_N, total_N, own_N = carry
         part_WD, entries_W = inputs
-        logits_NW = _logits(h_ND, gather(part_WD, h_ND.dtype), entries_W, vocab)
+        used_WD = gather(part_WD, h_ND.dtype)
+        logits_NW = _logits(h_ND, used_WD, entries_W, vocab, len(head_VD))
         new_N = jnp.maximum(top_N, logits_NW.max(1))
         total_N = total_N * jnp.exp(top_N - new_N)
         total_N += jnp.exp(logits_NW - new_N[:, None]).sum(1)
@@ -128,7 +131,8 @@ def _backward(vocab, chunk, reduce_dtype, saved, g_N):
     def step(dh_ND, inputs):
         part_WD, entries_W = inputs
         used_WD = gather(part_WD, h_ND.dtype)
-        p_NW = jnp.exp(_logits(h_ND, used_WD, entries_W, vocab) - lse_N[:, None])
+        logits_NW = _logits(h_ND, used_WD, entries_W, vocab, len(head_VD))
+        p_NW = jnp.exp(logits_NW - lse_N[:, None])
         hits_NW = tokens_N[:, None] == entries_W
         dlogits_NW = ((hits_NW - p_NW) * g_N[:, None]).astype(h_ND.dtype)
         dh_ND += jnp.einsum(
