@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from alignjax import checkpoint, optim
 from alignjax import convert as command
 from alignjax.config import SFT, Optimizer
+from alignjax.models.presets import tiny
 from alignjax.step import init_state
 from alignjax.weights.safetensors import open_directory, save_companions
 from alignjax.weights.source import decoder_config, leaf_shapes, load
@@ -96,14 +97,31 @@ def test_hugging_face_to_orbax_and_back_by_the_command(model, tmp_path):
     assert_same_but_weights(model, tmp_path / "back")
 
 
-def test_a_reward_model_to_orbax_and_back(tmp_path):
-    c = tiny_config(scored=True)
-    write_model(tmp_path / "model", c, dtype=np.dtype(ml_dtypes.bfloat16))
+FAMILIES = {
+    "llama 2": tiny("llama2_7b", vocab_size=131),
+    "llama 3.1": tiny("llama3.1_8b"),
+    "llama 3.2": tiny("llama3.2_1b"),
+    "mistral": tiny("mistral_7b"),
+    "gemma": tiny("gemma_2b"),
+    "qwen 2.5": tiny("qwen2.5_0.5b"),
+    "qwen 3": tiny("qwen3_0.6b"),
+    "a reward model": tiny("mistral_7b", scored=True),
+}
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_to_orbax_and_back(tmp_path, name, kind):
+    c = FAMILIES[name]
+    write_model(tmp_path / "model", c, dtype=np.dtype(kind))
     ends_well(tmp_path / "model", tmp_path / "orbax", "--to=orbax")
     ends_well(tmp_path / "orbax", tmp_path / "back")
     stored = tensors_of(tmp_path / "back")
     assert stored == tensors_of(tmp_path / "model")
-    assert "score.weight" in stored and "lm_head.weight" not in stored
+    assert ("score.weight" in stored, "lm_head.weight" in stored) == (
+        c.scored,
+        not c.scored and not c.tied_head,
+    )
     assert_same_but_weights(tmp_path / "model", tmp_path / "back")
     assert decoder_config(open_directory(tmp_path / "back")) == c
 
