@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alignjax.files import is_remote
+from alignjax.files import is_remote, write_whole
 
 BEAT_SECONDS = 30  # between heartbeats of a run on an object store
 DEAD_SECONDS = 180  # without a heartbeat, after which its run counts as dead
@@ -58,7 +58,7 @@ def _beating(directory: Path) -> Iterator[None]:
     ended = threading.Event()
 
     def beat() -> None:
-        file.write_text(json.dumps({**me, "beat": time.time()}))
+        write_whole(file, json.dumps({**me, "beat": time.time()}))
 
     def beat_on() -> None:
         while not ended.wait(BEAT_SECONDS):

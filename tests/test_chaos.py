@@ -1,6 +1,9 @@
 """Four random kills, one of each kind; `python tests/chaos.py --kills 40` for more."""
 
 import chaos
+import pytest
+
+pytestmark = pytest.mark.slow  # minutes
 
 
 def test_four_random_kills_change_nothing(tmp_path):

@@ -6,6 +6,8 @@ import pytest
 from conftest import tiny_config, write_model, write_pairs
 from running import arguments, environment, launch, launch_several, untimed
 
+pytestmark = pytest.mark.slow  # minutes
+
 MORE = ("--optimizer.schedule=constant", "--optimizer.warmup-ratio=0")
 
 
