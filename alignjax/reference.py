@@ -64,7 +64,7 @@ def reference_logps(
     and saved in chunks that depend on their numbers alone, so what is left after a kill packs as it
     would have.
     """
-    about = {"weights": weights, "tokens": data.key, "dtype": compute.dtype, "version": 3}
+    about = {"weights": weights, "tokens": data.key, "dtype": compute.dtype, "version": 4}
     about |= {"attention": compute.attention, "platform": jax.default_backend()}  # they round
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     file = cache / "reference" / f"{key}.npy"
