@@ -217,15 +217,8 @@ def to_hf(c: DecoderConfig) -> dict:
     """A config.json that transformers reads as this decoder."""
     name = _family_of(c)
     family = FAMILIES[name]
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": c.rope_theta}
-    if c.rope_scaling is not None:
-        rope |= {"rope_type": c.rope_scaling.kind, "factor": c.rope_scaling.factor}
-    if c.rope_scaling is not None and c.rope_scaling.kind == "llama3":
-        rope |= {
-            "low_freq_factor": c.rope_scaling.low_frequency,
-            "high_freq_factor": c.rope_scaling.high_frequency,
-            "original_max_position_embeddings": c.rope_scaling.original_length,
-        }
+    scaling = scaling_to_hf(c.rope_scaling)
+    rope = {"rope_type": "default", "rope_theta": c.rope_theta} | (scaling or {})
     architecture = family.architecture
     found = {
         "architectures": [architecture.replace(_WORDS, _SCORES) if c.scored else architecture],
@@ -245,9 +238,23 @@ def to_hf(c: DecoderConfig) -> dict:
     }
     if c.scored:
         found |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    if c.rope_scaling is not None:
-        found["rope_scaling"] = {key: rope[key] for key in rope if key != "rope_theta"}
+    if scaling:
+        found["rope_scaling"] = scaling
     return found | ({"sliding_window": c.window} if name == "mistral" else {})
+
+
+def scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """`rope_scaling` of config.json."""
+    if scaling is None:
+        return None
+    found = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "linear":
+        return found
+    return found | {
+        "low_freq_factor": scaling.low_frequency,
+        "high_freq_factor": scaling.high_frequency,
+        "original_max_position_embeddings": scaling.original_length,
+    }
 
 
 def _family_of(c: DecoderConfig) -> str:

@@ -110,7 +110,5 @@ def _ours(source: Source, tokens_BT: np.ndarray) -> np.ndarray:
         batch = place((tokens_BT, positions_BT, np.ones_like(tokens_BT)), "batch", None)
         compute = Compute(dtype="float32", remat="none")
         h_BTD = to_host(hidden_states(model, *batch, compute))
-        head_VD = to_host(head_weight(model))
-        if model.score is None:
-            head_VD = head_VD[: model.config.vocab_size]
+        head_VD = to_host(head_weight(model))[: model.config.vocab_size]
     return h_BTD @ head_VD.T

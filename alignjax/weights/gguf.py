@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignjax.models.families import FAMILIES
+from alignjax.models.families import FAMILIES, scaling_to_hf
 from alignjax.models.rope import RopeScaling, frequencies
 from alignjax.weights.gguf_tokenizer import tokenizer_dir
 from alignjax.weights.source import Source, Stored
@@ -141,7 +141,7 @@ def _config(meta: dict, stored: dict, path: Path) -> dict:
             "max_position_embeddings": value("context_length"),
             "rms_norm_eps": _short(value("attention.layer_norm_rms_epsilon")),
             "rope_theta": theta,
-            "rope_scaling": _rope_scaling(value, stored, theta, head_dim, path),
+            "rope_scaling": scaling_to_hf(_rope_scaling(value, stored, theta, head_dim, path)),
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": "output.weight" not in stored,
@@ -153,11 +153,13 @@ def _config(meta: dict, stored: dict, path: Path) -> dict:
         raise ValueError(f"{path}: the metadata lacks the key {error}.") from None
 
 
-def _rope_scaling(value, stored: dict, theta: float, head_dim: int, path: Path) -> dict | None:
-    """`rope_scaling` of config.json; of Llama 3.1's llama.cpp keeps the result, not the terms."""
+def _rope_scaling(
+    value, stored: dict, theta: float, head_dim: int, path: Path
+) -> RopeScaling | None:
+    """The scaling; of Llama 3.1's llama.cpp keeps the result, and not the terms."""
     kind = value("rope.scaling.type", "none")
     if kind == "linear":
-        return {"rope_type": "linear", "factor": _short(value("rope.scaling.factor"))}
+        return RopeScaling("linear", _short(value("rope.scaling.factor")))
     if kind != "none":
         raise ValueError(f"{path}: rope scaling {kind!r} is not supported; supported: 'linear'.")
     if _ROPE_FACTORS not in stored:
@@ -170,13 +172,7 @@ def _rope_scaling(value, stored: dict, theta: float, head_dim: int, path: Path) 
             f"{path}: {_ROPE_FACTORS} holds other factors than Llama 3.1's rope scaling gives; "
             "give the Hugging Face directory of the model as model.path instead."
         )
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_frequency,
-        "high_freq_factor": scaling.high_frequency,
-        "original_max_position_embeddings": scaling.original_length,
-    }
+    return scaling
 
 
 def unpermute(array_OI: np.ndarray, heads: int) -> np.ndarray:
