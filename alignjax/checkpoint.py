@@ -165,7 +165,11 @@ def _damaged(manager, step: int, error: Exception) -> str:
 
 
 def _check_shapes(manager, step: int, wanted: State) -> None:
-    held = {name: tuple(leaf.shape) for name, leaf in manager.item_metadata(step)["state"].items()}
+    try:
+        metadata = manager.item_metadata(step)["state"]
+    except Exception as error:  # Orbax raises it bare, where damage hits what describes the arrays
+        raise ValueError(_damaged(manager, step, error)) from None
+    held = {name: tuple(leaf.shape) for name, leaf in metadata.items()}
     for name, leaf in _flat(wanted).items():
         if held.get(name) != tuple(leaf.shape):
             there = f"with shape {held[name]}" if name in held else "not at all"
