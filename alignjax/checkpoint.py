@@ -24,7 +24,7 @@ from alignjax.weights.source import leaf_name
 _PAGE = 4096  # bytes
 
 
-def open_manager(config: configs.SFT | configs.DPO) -> ocp.CheckpointManager:
+def open_manager(config: configs.Training) -> ocp.CheckpointManager:
     """The checkpoints of a run directory; half-written ones are never listed."""
     policies, measured = [managers.LatestN(config.checkpoint.keep)], {}
     if config.checkpoint.best:

@@ -52,7 +52,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Batch:
-    pairs: int = 0  # preference pairs a step, packed within the step (dpo)
+    pairs: int = 0  # preference pairs a step, packed within the step (rm, dpo)
     sequences: int = 0  # sequences a step, packed within the step (sft)
     rows: int = 0  # full rows a step, packed over the whole epoch
     row_length: int = 2048  # tokens a packed row
@@ -103,10 +103,10 @@ class Export:
 
 
 @dataclass(frozen=True)
-class SFT:
-    """Supervised finetuning on conversations."""
+class Training:
+    """What the runs of every stage have."""
 
-    name: str = "sft"  # run name
+    name: str = ""  # run name
     run_dir: str = ""  # everything the run writes, here or on gs://; empty: runs/NAME
     wandb: bool = False  # log to Weights & Biases as well (its package is needed, WANDB_* apply)
     seed: int = 0  # of the shuffle and of sampled answers
@@ -123,25 +123,27 @@ class SFT:
 
 
 @dataclass(frozen=True)
-class DPO:
+class SFT(Training):
+    """Supervised finetuning on conversations."""
+
+    name: str = "sft"  # run name
+
+
+@dataclass(frozen=True)
+class RM(Training):
+    """A reward model from pairs, by the Bradley-Terry model (arXiv 2203.02155, equation 1)."""
+
+    name: str = "rm"  # run name
+    centering: float = 0.0  # weight of the mean of (chosen + rejected)^2, which draws rewards to 0
+
+
+@dataclass(frozen=True)
+class DPO(Training):
     """Direct preference optimization on pairs (arXiv 2305.18290)."""
 
     name: str = "dpo"  # run name
-    run_dir: str = ""  # everything the run writes, here or on gs://; empty: runs/NAME
-    wandb: bool = False  # log to Weights & Biases as well (its package is needed, WANDB_* apply)
-    seed: int = 0  # of the shuffle and of sampled answers
     beta: float = 0.1  # strength of the pull towards the reference
     label_smoothing: float = 0.0  # probability that a preference is flipped (conservative DPO)
-    model: Model = field(default_factory=Model)
-    compute: Compute = field(default_factory=Compute)
-    mesh: Mesh = field(default_factory=Mesh)
-    data: Data = field(default_factory=Data)
-    batch: Batch = field(default_factory=Batch)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    log: Log = field(default_factory=Log)
-    samples: Samples = field(default_factory=Samples)
-    export: Export = field(default_factory=Export)
 
 
 def config_dir() -> Path:
@@ -160,7 +162,7 @@ def names() -> dict[str, str]:
     return found
 
 
-def load(name: str) -> SFT | DPO:
+def load(name: str) -> Training:
     """The `config` of configs/NAME.py, or of the Python file at a path.
 
     Raises ValueError for a name that does not exist, or a file that holds no config.
@@ -175,12 +177,14 @@ def load(name: str) -> SFT | DPO:
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     config = vars(module).get("config")
-    if not isinstance(config, SFT | DPO):
-        raise ValueError(f"{file}: set `config` to an SFT(...) or DPO(...) of alignjax.config.")
+    if not isinstance(config, Training):
+        raise ValueError(
+            f"{file}: set `config` to an SFT(...), RM(...) or DPO(...) of alignjax.config."
+        )
     return config
 
 
-def parse(command: str, arguments: Sequence[str] | None = None) -> SFT | DPO:
+def parse(command: str, arguments: Sequence[str] | None = None) -> Training:
     """The config that command-line arguments name, with their typed overrides applied."""
     import tyro
 
@@ -204,7 +208,7 @@ def parse(command: str, arguments: Sequence[str] | None = None) -> SFT | DPO:
     )
 
 
-def _check_names(arguments: list[str], config: SFT | DPO) -> None:
+def _check_names(arguments: list[str], config: Training) -> None:
     """Refuses an override of a key that does not exist, with the keys that do."""
     keys = set(flat(to_dict(config)))
     for argument in arguments:
@@ -249,6 +253,7 @@ _BOUNDS = {
     "seed": (0, 2**32 - 1),
     "beta": (0, _ANY),
     "label_smoothing": (0, 0.5),
+    "centering": (0, _ANY),
     "compute.vocab_chunk": (1, _ANY),
     "batch.pairs": (0, _ANY),
     "batch.sequences": (0, _ANY),
@@ -278,7 +283,7 @@ _BOUNDS = {
 }
 
 
-def check(config: SFT | DPO) -> None:
+def check(config: Training) -> None:
     """Refuses values that cannot work together, before anything is loaded."""
     values = flat(to_dict(config))
     for key, (low, high) in _BOUNDS.items():
@@ -287,12 +292,14 @@ def check(config: SFT | DPO) -> None:
             most = "" if high == _ANY else f" and at most {high:g}"
             raise ValueError(f"{key}={value}: it must be at least {low:g}{most}.")
     batch = config.batch
-    own = "pairs" if isinstance(config, DPO) else "sequences"
+    own = "sequences" if isinstance(config, SFT) else "pairs"
     other = "sequences" if own == "pairs" else "pairs"
     if getattr(batch, other):
         raise ValueError(f"batch.{other} is not for this stage; use batch.{own} or batch.rows.")
     if bool(getattr(batch, own)) == bool(batch.rows):
         raise ValueError(f"set exactly one of batch.{own} and batch.rows to more than 0.")
+    if isinstance(config, RM) and config.samples.prompts:
+        raise ValueError("samples.prompts is not for this stage: a reward model gives no answers.")
     if not config.model.path:
         raise ValueError("model.path is empty: name a model directory, ORG/NAME or GGUF file.")
     if not config.data.path:
@@ -323,13 +330,13 @@ def to_dict(config) -> dict:
     }
 
 
-def run_dir(config: SFT | DPO) -> Path:
+def run_dir(config: Training) -> Path:
     from alignjax.files import location
 
     return location(config.run_dir or f"runs/{config.name}")
 
 
-def cache_dir(config: SFT | DPO) -> Path:
+def cache_dir(config: Training) -> Path:
     """Where downloads, tokens and reference log-probs are kept between runs."""
     default = os.environ.get("ALIGNJAX_CACHE") or Path.home() / ".cache" / "alignjax"
     return Path(config.data.cache_dir or default).expanduser()

@@ -11,9 +11,10 @@ from alignjax.config import Compute
 from alignjax.data.batches import packed_steps
 from alignjax.data.packing import plan_scoring
 from alignjax.data.tokens import TokenSet
+from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
 from alignjax.sharding import local_rows, place_rows, to_host
-from alignjax.stages import Stage
+from alignjax.stages import Scoring, Stage
 from alignjax.step import score_step
 
 
@@ -25,8 +26,9 @@ def score(
     compute: Compute,
     ids: np.ndarray | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    scores: Scoring = sequence_logps,
 ) -> np.ndarray:
-    """Log-probs of every sequence's trained tokens, float32 [n, S]; NaN for items not in `ids`.
+    """Log-probs or rewards of every sequence, float32 [n, S]; NaN for items not in `ids`.
 
     Items are looked up by their number, so the result does not depend on how they were packed.
     `progress` is told how many items are done.
@@ -36,19 +38,19 @@ def score(
     done = 0
     steps = packed_steps(data, plan, rows, local=local_rows(rows))
     for step, batch in enumerate(steps.read()):
-        logps = to_host(score_step(model, place_rows(batch, rows), compute=compute))
+        found = score_step(model, place_rows(batch, rows), scores=scores, compute=compute)
         items = steps.items(step)
         real = items > 0
-        result[items[real] - 1] = logps[real]
+        result[items[real] - 1] = to_host(found)[real]
         done += int(real.sum())
         progress(done)
     return result
 
 
-def item_terms(stage: Stage, logps: np.ndarray, ref: np.ndarray, data: TokenSet):
+def item_terms(stage: Stage, scores: np.ndarray, ref: np.ndarray, data: TokenSet):
     """Every metric of every item: name -> (values, counts), float64 [n]."""
     tokens = data.trained_counts().astype(np.float32)
-    terms = stage.terms(logps, ref, tokens)
+    terms = stage.terms(scores, ref, tokens)
     return {
         name: (np.asarray(values, np.float64), np.asarray(counts, np.float64))
         for name, (values, counts) in terms.items()

@@ -145,6 +145,7 @@ def evaluate(run: Run, model: Decoder, step: int, base: Baseline) -> dict[str, f
             run.rows,
             config.compute,
             progress=update,
+            scores=run.stage.scores,
         )
     if is_first():
         save_array(_scores_file(run, step), logps)
@@ -174,7 +175,13 @@ def _check(run: Run, pending, state: State, manager) -> dict[str, float]:
     ids = np.sort(run.steps.plan.step_items(index))
     config = run.config
     logps = evaluation.score(
-        state.model, run.train, config.batch.row_length, run.rows, config.compute, ids
+        state.model,
+        run.train,
+        config.batch.row_length,
+        run.rows,
+        config.compute,
+        ids,
+        scores=run.stage.scores,
     )
     bad = ids[~np.isfinite(logps[ids]).all(1)]
     which = "of these are not finite" if len(bad) else "all look finite one by one; the step held"

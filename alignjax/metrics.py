@@ -27,7 +27,7 @@ class Log(NamedTuple):
 
 
 @contextmanager
-def writing(directory: Path, config: configs.SFT | configs.DPO, step: int) -> Iterator[Log]:
+def writing(directory: Path, config: configs.Training, step: int) -> Iterator[Log]:
     """Goes on behind the line of a step (-1: anew) in every log of a run directory.
 
     Processes other than the first write nothing.
@@ -53,7 +53,7 @@ def writing(directory: Path, config: configs.SFT | configs.DPO, step: int) -> It
         yield Log(write, flush)
 
 
-def check(config: configs.SFT | configs.DPO) -> None:
+def check(config: configs.Training) -> None:
     """Raises ValueError where a log that the run asks for cannot be written."""
     if config.wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError(
@@ -139,7 +139,7 @@ def _tensorboard(directory: Path, step: int) -> Iterator[Log]:
             out.close()
 
 
-def _wandb(directory: Path, config: configs.SFT | configs.DPO) -> Log:
+def _wandb(directory: Path, config: configs.Training) -> Log:
     """A run of Weights & Biases that a resumed run goes on with; its settings are WANDB_*."""
     import wandb
 

@@ -36,7 +36,7 @@ def show(run: Run, base: Baseline, before: list[dict], after: list[dict], export
         for name, (title, value, change) in _ROWS.items():
             if name in start:
                 table.add_row(title, *_compared(start[name], end[name], value, change))
-        if run.stage.name == "dpo":
+        if run.stage.unit == "pairs":
             longer = f"{evaluation.longer_wins(run.held_out):.1%}"
             table.add_row('accuracy of "the longer answer wins"', longer, longer, "")
     ruled = [answers for answers in zip(before, after, strict=True) if "rule" in answers[0]]

@@ -39,7 +39,7 @@ FREE = (
 _LENGTH = ("batch.epochs", "batch.max_steps")
 
 
-def check_settings(config: configs.SFT | configs.DPO, directory: Path, step: int) -> None:
+def check_settings(config: configs.Training, directory: Path, step: int) -> None:
     """Refuses to go on from a step under settings that would make another run of it.
 
     Raises ValueError with every key that differs, its value then and now. The length of the run
@@ -87,7 +87,7 @@ def check_model(directory: Path, step: int, source: Source) -> None:
 
 
 def check_length(
-    config: configs.SFT | configs.DPO, directory: Path, step: int, plan: Plan, lengths: np.ndarray
+    config: configs.Training, directory: Path, step: int, plan: Plan, lengths: np.ndarray
 ) -> None:
     """Refuses a run of another length whose steps so far would have been other ones."""
     file = directory / "config.json"
@@ -111,7 +111,7 @@ def check_length(
         )
 
 
-def record(config: configs.SFT | configs.DPO, directory: Path) -> None:
+def record(config: configs.Training, directory: Path) -> None:
     write_whole(directory / "config.json", json.dumps(configs.to_dict(config), indent=2))
 
 
@@ -119,5 +119,5 @@ def _is_free(key: str) -> bool:
     return key in FREE or key.partition(".")[0] in FREE
 
 
-def _keys(config: configs.SFT | configs.DPO) -> dict[str, object]:
+def _keys(config: configs.Training) -> dict[str, object]:
     return configs.flat(configs.to_dict(config))

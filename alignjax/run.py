@@ -24,6 +24,7 @@ from alignjax.sharding import axis_size, check_divides, local_rows
 from alignjax.stages import Stage, stage_of
 from alignjax.weights.card import model_card
 from alignjax.weights.fetch import open_model
+from alignjax.weights.reward import reward_source
 from alignjax.weights.safetensors import save_companions
 from alignjax.weights.source import Source, decoder_config
 
@@ -32,7 +33,7 @@ from alignjax.weights.source import Source, decoder_config
 class Run:
     """A run as it was planned; nothing here changes while it trains."""
 
-    config: configs.SFT | configs.DPO
+    config: configs.Training
     stage: Stage
     directory: Path
     source: Source
@@ -55,7 +56,11 @@ class Run:
         generation_config.json is among them where the source's does not end an answer with the
         token that the chat template ends it with.
         """
-        files = {"README.md": model_card(configs.to_dict(self.config))}
+        files = {
+            "README.md": model_card(
+                configs.to_dict(self.config), decoder_config(self.source).scored
+            )
+        }
         if self.config.model.chat_template:
             files["chat_template.jinja"] = self.tokenizer.chat_template
         generation = self._generation_config()
@@ -85,10 +90,10 @@ class Baseline:
     weights: str  # the model's fingerprint
     ref_train: np.ndarray | None  # float32 [items, S]
     ref_held_out: np.ndarray | None
-    logps_held_out: np.ndarray | None  # of the model before its first step
+    logps_held_out: np.ndarray | None  # or rewards, of the model before its first step
 
 
-def prepare(config: configs.SFT | configs.DPO, step: int) -> Run:
+def prepare(config: configs.Training, step: int) -> Run:
     """Opens the model, tokenizes, and plans every step; prints what will be trained.
 
     `step` is where the run directory stands. A directory in which nothing is saved yet is begun
@@ -99,9 +104,12 @@ def prepare(config: configs.SFT | configs.DPO, step: int) -> Run:
     on_first(lambda: check_settings(config, directory, step))
     with phase(f"opening {config.model.path}"):
         source = in_turn(lambda: open_model(config.model.path, cache))
-        _check_speaks(source)
-        check_divides(decoder_config(source).dimensions())
         tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)
+        if stage.name == "rm":
+            source = reward_source(source, tokenizer)
+        else:
+            _check_speaks(source)
+        check_divides(decoder_config(source).dimensions())
 
     def tokenized(held_out: bool) -> TokenSet:
         with phase("tokenizing " + ("held-out rows" if held_out else "training rows")) as update:
@@ -170,7 +178,7 @@ def _check_vocabulary(source: Source, tokenizer, sets: dict[str, TokenSet]) -> N
 
 
 def _begin(
-    config: configs.SFT | configs.DPO, directory: Path, source: Source, sets: dict[str, TokenSet]
+    config: configs.Training, directory: Path, source: Source, sets: dict[str, TokenSet]
 ) -> None:
     """Records what is trained; clears what a start under other settings left."""
     file = directory / "config.json"
@@ -224,7 +232,9 @@ def baseline(run: Run, model: Decoder, weights: str) -> Baseline:
         logps = ref_held_out  # before its first step the policy is the reference
     elif run.held_out:
         with phase("scoring held-out rows", len(run.held_out)) as update:
-            logps = evaluation.score(model, run.held_out, *score_args, progress=update)
+            logps = evaluation.score(
+                model, run.held_out, *score_args, progress=update, scores=run.stage.scores
+            )
     found = Baseline(weights, ref_train, ref_held_out, logps)
     if is_first():
         with whole_directory(_baseline_dir(run), replace=True) as partial:

@@ -1,7 +1,8 @@
-"""What each training stage minimises and reports, as functions of log-probabilities.
+"""What each training stage minimises and reports, as functions of what a model says of sequences.
 
-P items (pairs, or conversations), S sides of an item. The same terms serve the training step, on
-the items of a row, and the evaluation, on all items of a data set.
+That is a number for each: a log-probability, or a reward. P items (pairs, or conversations), S
+sides of an item. The same terms serve the training step, on the items of a row, and the evaluation,
+on all items of a data set.
 """
 
 from collections.abc import Callable
@@ -11,13 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from alignjax import losses
-from alignjax.config import DPO, SFT, Compute
+from alignjax.config import DPO, RM, Compute, Training
 from alignjax.data.batches import Batch
 from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
+from alignjax.rewards import sequence_rewards
 
 # name -> (values, counts), both [..., P]; the metric is sum(values) / sum(counts)
 Terms = dict[str, tuple[jax.Array, jax.Array]]
+# (model, batch, compute) -> a number for each sequence and its trained tokens, float32 [B, P, S]
+Scoring = Callable[[Decoder, Batch, Compute], tuple[jax.Array, jax.Array]]
 
 
 @dataclass(frozen=True)
@@ -25,18 +29,30 @@ class Stage:
     name: str
     unit: str  # what a user calls an item
     needs_reference: bool
-    terms: Callable[[jax.Array, jax.Array, jax.Array], Terms]  # (logps, ref, tokens), [..., P, S]
+    scores: Scoring
+    terms: Callable[[jax.Array, jax.Array, jax.Array], Terms]  # (scores, ref, tokens), [..., P, S]
 
 
-def stage_of(config: SFT | DPO) -> Stage:
+def stage_of(config: Training) -> Stage:
     if isinstance(config, DPO):
         return Stage(
             "dpo",
             "pairs",
             True,
+            sequence_logps,
             lambda pi, ref, tokens: dpo_terms(pi, ref, config.beta, config.label_smoothing),
         )
-    return Stage("sft", "sequences", False, lambda pi, ref, tokens: sft_terms(pi, tokens))
+    if isinstance(config, RM):
+        return Stage(
+            "rm",
+            "pairs",
+            False,
+            sequence_rewards,
+            lambda rewards, ref, tokens: rm_terms(rewards, config.centering),
+        )
+    return Stage(
+        "sft", "sequences", False, sequence_logps, lambda pi, ref, tokens: sft_terms(pi, tokens)
+    )
 
 
 def sft_terms(pi_PS: jax.Array, tokens_PS: jax.Array) -> Terms:
@@ -44,29 +60,42 @@ def sft_terms(pi_PS: jax.Array, tokens_PS: jax.Array) -> Terms:
     return {"loss": (losses.sft_loss(pi_PS[..., 0]), tokens_PS[..., 0])}
 
 
-def dpo_terms(pi_PS: jax.Array, ref_PS: jax.Array, beta: float, label_smoothing: float) -> Terms:
+def rm_terms(rewards_PS: jax.Array, centering: float) -> Terms:
     """Loss and rewards a pair; side 0 is chosen, side 1 rejected."""
+    reward_w, reward_l = rewards_PS[..., 0], rewards_PS[..., 1]
+    return _preferences(
+        reward_w, reward_l, losses.bradley_terry_loss(reward_w, reward_l, centering)
+    )
+
+
+def dpo_terms(pi_PS: jax.Array, ref_PS: jax.Array, beta: float, label_smoothing: float) -> Terms:
+    """Loss and implicit rewards a pair; side 0 is chosen, side 1 rejected."""
     vectors = (pi_PS[..., 0], pi_PS[..., 1], ref_PS[..., 0], ref_PS[..., 1])
-    reward_w, reward_l = losses.dpo_rewards(*vectors, beta)
+    rewards = losses.dpo_rewards(*vectors, beta)
+    terms = _preferences(*rewards, losses.dpo_loss(*vectors, beta, label_smoothing))
+    one = jnp.ones_like(vectors[0])
+    return terms | {"logps/chosen": (vectors[0], one), "logps/rejected": (vectors[1], one)}
+
+
+def _preferences(reward_w: jax.Array, reward_l: jax.Array, loss: jax.Array) -> Terms:
+    """Metrics of pairs under the names that users know from TRL."""
     margin = reward_w - reward_l
     one = jnp.ones_like(margin)
     return {
-        "loss": (losses.dpo_loss(*vectors, beta, label_smoothing), one),
+        "loss": (loss, one),
         "rewards/chosen": (reward_w, one),
         "rewards/rejected": (reward_l, one),
         "rewards/margins": (margin, one),
         "rewards/accuracies": (losses.preference_accuracy(margin), one),
-        "logps/chosen": (vectors[0], one),
-        "logps/rejected": (vectors[1], one),
     }
 
 
 def batch_loss(model: Decoder, batch: Batch, stage: Stage, compute: Compute):
     """Summed loss of a micro-batch, and every metric as its (sum, count)."""
-    pi_BPS, tokens_BPS = sequence_logps(model, batch, compute)
+    scores_BPS, tokens_BPS = stage.scores(model, batch, compute)
     real_BP = batch.items > 0
     sums = {
         name: jnp.stack([jnp.where(real_BP, part, 0).sum() for part in parts])
-        for name, parts in stage.terms(pi_BPS, batch.ref, tokens_BPS).items()
+        for name, parts in stage.terms(scores_BPS, batch.ref, tokens_BPS).items()
     }
     return sums["loss"][0], sums

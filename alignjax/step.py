@@ -11,7 +11,7 @@ from alignjax.config import Compute
 from alignjax.data.batches import Batch
 from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
-from alignjax.stages import Stage, batch_loss
+from alignjax.stages import Scoring, Stage, batch_loss
 
 
 class State(NamedTuple):
@@ -77,7 +77,9 @@ def train_step(
     return jax.tree.map(partial(jnp.where, good), new, state), metrics
 
 
-@partial(jax.jit, static_argnames="compute")
-def score_step(model: Decoder, batch: Batch, *, compute: Compute) -> jax.Array:
-    """Log-probs [B, P, S] of the sequences of a micro-batch [1, B, ...]."""
-    return sequence_logps(model, jax.tree.map(lambda x: x[0], batch), compute)[0]
+@partial(jax.jit, static_argnames=("scores", "compute"))
+def score_step(
+    model: Decoder, batch: Batch, *, scores: Scoring = sequence_logps, compute: Compute
+) -> jax.Array:
+    """Log-probs or rewards [B, P, S] of the sequences of a micro-batch [1, B, ...]."""
+    return scores(model, jax.tree.map(lambda x: x[0], batch), compute)[0]

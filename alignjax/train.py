@@ -15,7 +15,7 @@ def main() -> int:
     return train(config)
 
 
-def train(config: configs.SFT | configs.DPO) -> int:
+def train(config: configs.Training) -> int:
     """Runs a stage to its end, or goes on where its directory stands.
 
     Resume order: the run's own checkpoints, then the model the config names. Gives the exit code:
@@ -35,7 +35,7 @@ def train(config: configs.SFT | configs.DPO) -> int:
         return _train(config)
 
 
-def _train(config: configs.SFT | configs.DPO) -> int:
+def _train(config: configs.Training) -> int:
     import jax
 
     from alignjax import checkpoint, metrics, optim, processes, report, samples

@@ -25,7 +25,7 @@ from running import Running, arguments, environment, finish, start, untimed
 
 PAIRS, HELD_OUT = 60, 8
 STEPS = 2 * PAIRS // 4  # of a run
-KINDS = [(stage, processes) for processes in (1, 2) for stage in ("sft", "dpo")]
+KINDS = [(stage, processes) for processes in (1, 2) for stage in ("sft", "rm", "dpo")]
 TRACES = {
     "a checkpoint": "run/checkpoints/*tmp*",
     "the token cache": "cache/tokens/.*.partial",
@@ -63,7 +63,9 @@ def main(kills: int, seed: int, root: Path) -> int:
 
 def command(at: Path, root: Path, stage: str) -> list[str]:
     """A run whose rows, model and config are shared, and whose directory and cache are `at`'s."""
-    more = ["--samples.prompts=2", "--samples.max-tokens=4", f"--run-dir={at / 'run'}"]
+    more = [f"--run-dir={at / 'run'}"]
+    if stage != "rm":
+        more += ["--samples.prompts=2", "--samples.max-tokens=4"]
     if stage == "sft":
         more += [f"--data.path={root / 'sft.jsonl'}"]
         write_sft(root)

@@ -30,7 +30,7 @@ def arguments(root: Path, run: str, *overrides: str, stage: str = "dpo") -> list
     if not config.is_file():
         name = stage.upper()
         config.write_text(f"from alignjax.config import {name}\nconfig = {name}()\n")
-    unit = "pairs" if stage == "dpo" else "sequences"
+    unit = "sequences" if stage == "sft" else "pairs"
     return [
         *(sys.executable, "-m", "alignjax.train", f"--config={config}"),
         *(f"--run-dir={root / run}", f"--model.path={root / 'model'}"),

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from alignjax import config as configs
-from alignjax.config import DPO, SFT, Batch, Data, Model
+from alignjax.config import DPO, RM, SFT, Batch, Data, Model, Training
 
 ROOT = Path(configs.__file__).resolve().parents[1]
-NAMES = ["dpo_smollm2", "dpo_smollm2_ultrafeedback", "sft_smollm2"]
+NAMES = ["dpo_smollm2", "dpo_smollm2_ultrafeedback", "rm_smollm2", "sft_smollm2"]
 RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pairs=4))
 
 
@@ -24,7 +24,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def parse(*arguments: str) -> SFT | DPO:
+def parse(*arguments: str) -> Training:
     return configs.parse("alignjax.train", ["--config=dpo_smollm2", *arguments])
 
 
@@ -45,7 +45,9 @@ def comments(config) -> dict[str, str]:
     found = {}
 
     def walk(node, prefix):
-        body = re.search(rf"class {type(node).__name__}:\n(.*?)\n\n\n", source, re.S).group(1)
+        classes = [kind.__name__ for kind in type(node).__mro__[:-1]]
+        bodies = (re.search(rf"class {c}\b.*?:\n(.*?)\n\n\n", source, re.S) for c in classes)
+        body = "\n".join(found.group(1) for found in bodies)
         for item in dataclasses.fields(node):
             value = getattr(node, item.name)
             if dataclasses.is_dataclass(value):
@@ -108,7 +110,7 @@ def test_file_without_a_config_is_refused(tmp_path):
     file.write_text("config = {'beta': 0.1}\n")
     with pytest.raises(ValueError) as caught:
         configs.load(str(file))
-    sentence = f"{file}: set `config` to an SFT(...) or DPO(...) of alignjax.config."
+    sentence = f"{file}: set `config` to an SFT(...), RM(...) or DPO(...) of alignjax.config."
     assert str(caught.value) == sentence
 
 
@@ -281,7 +283,7 @@ def test_help_tells_every_key_with_its_comment_and_default(name):
         assert f"{config_name}: {line}" in " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("stage", [SFT(), DPO()])
+@pytest.mark.parametrize("stage", [SFT(), RM(), DPO()])
 def test_every_leaf_has_a_comment(stage):
     for key, comment in comments(stage).items():
         assert len(comment) > 3, key

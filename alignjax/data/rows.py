@@ -42,8 +42,13 @@ class Example:
     row: dict
 
 
+def sides_of(stage: str) -> int:
+    """Sequences of an item: one conversation, or the two of a pair."""
+    return 1 if stage == "sft" else 2
+
+
 def example(stage: str, row: dict, place: Place, strings: str) -> Example:
-    """A row as an example of a stage, "sft" or "dpo". `strings` is "chat" or "plain".
+    """A row as an example of a stage, "sft", "rm" or "dpo". `strings` is "chat" or "plain".
 
     Raises ValueError with the place and the fix.
     """
@@ -53,7 +58,7 @@ def example(stage: str, row: dict, place: Place, strings: str) -> Example:
                 f"{place}: `{name}` is not empty, and tool use is not supported; remove the column "
                 "and the turns that call tools, or the row."
             )
-    sides = _pair(row, place, strings) if stage == "dpo" else (_sft(row, place, strings),)
+    sides = _pair(row, place, strings) if sides_of(stage) == 2 else (_sft(row, place, strings),)
     return Example(sides, place, row)
 
 

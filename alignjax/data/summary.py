@@ -4,14 +4,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from alignjax.config import DPO, SFT
+from alignjax.config import Training
 from alignjax.data import sources
 from alignjax.data.tokens import TokenSet
 from alignjax.files import remove_directory, write_whole
 from alignjax.progress import console
 
 
-def show_rows(config: SFT | DPO, directory: Path, sets: dict[str, TokenSet]) -> None:
+def show_rows(config: Training, directory: Path, sets: dict[str, TokenSet]) -> None:
     """Prints rows read, kept and dropped by reason of each set, by what a user calls it."""
     table = Table(title=f"rows of {config.data.path}", title_justify="left")
     table.add_column("", overflow="fold")

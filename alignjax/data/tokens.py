@@ -86,7 +86,7 @@ class TokenSet:
 
 
 def examples(data: Data, stage: str, held_out: bool) -> Iterator[rows.Example]:
-    """The rows of a split as examples of a stage, "sft" or "dpo", in the data's order.
+    """The rows of a split as examples of a stage, "sft", "rm" or "dpo", in the data's order.
 
     A bad row raises ValueError, or is passed over with data.on_bad_row=skip.
     """
@@ -117,7 +117,7 @@ def token_set(
     return TokenSet(
         **{name: _mapped(directory / f"{name}.bin", dtype) for name, dtype in _ARRAYS.items()},
         **meta,
-        sides=2 if stage == "dpo" else 1,
+        sides=rows.sides_of(stage),
         key=key,
         bad_rows_file=bad_rows if bad_rows.stat().st_size else None,
     )
@@ -130,9 +130,9 @@ def _mapped(file: Path, dtype) -> np.ndarray:
 
 
 def _key(data: Data, stage: str, held_out: bool, tokenizer, tokenizer_dir: Path) -> str:
-    settings = [_VERSION, stage, held_out, bool(data.eval_path), tokenizer.chat_template]
-    settings += [data.split, data.eval_split, data.eval_fraction, data.strings, data.train_on]
-    settings += [data.max_length, data.overlong, data.on_bad_row]
+    settings = [_VERSION, rows.sides_of(stage), held_out, bool(data.eval_path)]
+    settings += [tokenizer.chat_template, data.split, data.eval_split, data.eval_fraction]
+    settings += [data.strings, data.train_on, data.max_length, data.overlong, data.on_bad_row]
     settings.append(sources.digest(data, held_out))
     digest = hashlib.sha256(json.dumps(settings).encode())
     for name in COMPANIONS:
@@ -196,7 +196,7 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
         out = {name: opened.enter_context(_new(directory / f"{name}.bin")) for name in _ARRAYS}
         bad = opened.enter_context(_new(directory / "bad_rows.jsonl"))
         _append(out, {"offsets": [0]})
-        while chunk := list(islice(found, _CHUNK // (2 if stage == "dpo" else 1))):
+        while chunk := list(islice(found, _CHUNK // rows.sides_of(stage))):
             values: dict[str, list] = {name: [] for name in _ARRAYS}
             for read, item in _items(chunk, data, tokenizer, counts, bad):
                 columns |= read.carried.keys()

@@ -28,6 +28,7 @@ TENSORS = {
     "score": "score.weight",
 }
 _WORDS, _SCORES = "ForCausalLM", "ForSequenceClassification"  # how architectures end
+_ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,12 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
         raise ValueError(f"{where}: config.json lacks the key {error}.") from None
 
 
+def with_score(hf: dict) -> dict:
+    """A language model's config.json as that of a reward model on the same decoder."""
+    architecture = FAMILIES[hf["model_type"]].architecture.replace(_WORDS, _SCORES)
+    return hf | {"architectures": [architecture], **_ONE_LABEL}
+
+
 def _scored(hf: dict, where: str) -> bool:
     """Whether it is a reward model: a classifier of one label."""
     scored = any(name.endswith(_SCORES) for name in hf.get("architectures") or [])
@@ -237,7 +244,7 @@ def to_hf(c: DecoderConfig) -> dict:
         "rope_theta": c.rope_theta,  # what transformers 4 reads
     }
     if c.scored:
-        found |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+        found |= _ONE_LABEL
     if scaling:
         found["rope_scaling"] = scaling
     return found | ({"sliding_window": c.window} if name == "mistral" else {})

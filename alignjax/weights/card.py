@@ -10,13 +10,14 @@ from alignjax import __version__
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
-def model_card(run: dict) -> str:
+def model_card(run: dict, scored: bool = False) -> str:
     """A card from a run's config.json: base model, data, every setting, and versions."""
     base, data = run["model"]["path"], run["data"]["path"]
     on_hub = (
         base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
     )
-    head = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [alignjax]"]
+    task = "text-classification" if scored else "text-generation"
+    head = ["library_name: transformers", f"pipeline_tag: {task}", "tags: [alignjax]"]
     head += [f"base_model: {base}"] if on_hub else []
     versions = {"alignjax": __version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in _PACKAGES}

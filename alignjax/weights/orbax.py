@@ -27,6 +27,7 @@ from alignjax.weights.safetensors import (
 from alignjax.weights.source import (
     Source,
     Stored,
+    decoder_config,
     is_stacked,
     true_shape,
 )
@@ -155,7 +156,7 @@ def run_card(source: Source) -> dict[str, str]:
     file = source.tokenizer_dir.parent / "config.json"
     if source.path.parent.name != "checkpoints" or not file.is_file():
         return {}
-    return {"README.md": model_card(read_json(file))}
+    return {"README.md": model_card(read_json(file), decoder_config(source).scored)}
 
 
 def _place(path: Path) -> _Place:

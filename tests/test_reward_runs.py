@@ -1,0 +1,87 @@
+"""Reward models trained as a user trains them: from a language model or another, and exported."""
+
+import json
+
+import numpy as np
+import pytest
+from refusals import ended
+
+from alignjax.models.families import from_hf
+from alignjax.weights.safetensors import open_directory
+from alignjax.weights.source import decoder_config, read_whole
+
+STEPS = ("--batch.max-steps=6", "--optimizer.learning-rate=3e-3", "--log.eval-every=3")
+
+
+@pytest.fixture(scope="module")
+def trained(root):
+    """The directory of a run of 6 steps, which no test changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        assert ended(patch, None, root, root / "rm", *STEPS, stage="rm") == (0, "")
+    return root / "rm"
+
+
+def lines(directory) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_starts_at_ln_2_and_learns(trained):
+    found = lines(trained)
+    assert [line["step"] for line in found] == list(range(7))
+    assert found[0]["eval_loss"] == pytest.approx(np.log(2))
+    assert found[0]["eval_rewards/accuracies"] == 0.5 and found[0]["eval_rewards/chosen"] == 0
+    assert found[6]["loss"] < found[1]["loss"] == pytest.approx(np.log(2))
+
+
+def test_the_export_is_a_classifier_of_one_label(trained, root):
+    source = open_directory(trained / "export")
+    assert decoder_config(source).scored and "lm_head.weight" not in source.tensors
+    assert read_whole(source, "score.weight").any()
+    assert source.config["architectures"] == ["LlamaForSequenceClassification"]
+    assert "pipeline_tag: text-classification" in (trained / "export/README.md").read_text()
+    assert json.loads((trained / "model/config.json").read_text()) == source.config
+
+
+def test_a_reward_model_goes_on_from_another(trained, root, monkeypatch, capsys):
+    more = (f"--model.path={trained / 'export'}", "--batch.max-steps=1")
+    code, said = ended(monkeypatch, capsys, root, root / "again", *more, stage="rm")
+    assert (code, said) == (0, "")
+    before, after = lines(trained)[-1], lines(root / "again")[0]
+    assert after["eval_loss"] == pytest.approx(before["eval_loss"], abs=1e-6)
+
+
+def test_samples_are_not_for_reward_models(root, monkeypatch, capsys, tmp_path):
+    more = ("--samples.prompts=2",)
+    assert ended(monkeypatch, capsys, root, tmp_path / "run", *more, stage="rm") == (
+        2,
+        "error: samples.prompts is not for this stage: a reward model gives no answers.\n",
+    )
+
+
+def test_the_padding_token_ends_no_answer(trained):
+    """The tokenizer pads with the token that ends a turn; transformers would look before it."""
+    config = json.loads((trained / "export/config.json").read_text())
+    assert config["pad_token_id"] is None and from_hf(config, "x").scored
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_transformers_gives_the_rewards_that_were_measured(trained, root):
+    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(trained / "export")
+    tokenizer = AutoTokenizer.from_pretrained(trained / "export")
+    rows = [json.loads(line) for line in (root / "rows.jsonl").read_text().splitlines()]
+    held_out = [row for row in rows if row["split"] == "test"]
+    measured = np.load(trained / "eval/step-6.npy")
+    for row, rewards in zip(held_out, measured, strict=True):
+        for side, reward in zip(("chosen", "rejected"), rewards, strict=True):
+            chat = [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row[side]},
+            ]
+            ids = tokenizer.apply_chat_template(chat, return_dict=False)
+            with torch.no_grad():
+                got = model(torch.tensor([ids])).logits[0, 0].item()
+            assert got == pytest.approx(float(reward), abs=1e-4)

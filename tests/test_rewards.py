@@ -1,0 +1,98 @@
+"""Reward models: the loss by hand, rewards at the last token, and what packing must not change."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import mesh, random_batch, tiny_config
+
+from alignjax import losses
+from alignjax.config import RM, Compute
+from alignjax.models import decoder
+from alignjax.models.decoder import hidden_states
+from alignjax.rewards import sequence_rewards
+from alignjax.sharding import place
+from alignjax.stages import batch_loss, stage_of
+
+F32 = Compute(dtype="float32", remat="none")
+LENGTHS = [[10, 14, 12, 9], [20, 28], [3, 2, 5, 4], [24, 24]]
+
+
+def model_with_scores(key: int = 0):
+    model = decoder.init(tiny_config(scored=True), jax.random.key(key))
+    model.score = jax.random.normal(jax.random.key(key + 1), model.score.shape)
+    return model
+
+
+def test_the_loss_by_hand():
+    w, low = np.float32([0, 1, 3]), np.float32([0, 2, 1])
+    np.testing.assert_allclose(
+        losses.bradley_terry_loss(w, low), np.log(1 + np.exp(low - w)), rtol=1e-6
+    )
+    centred = losses.bradley_terry_loss(w, low, 0.5)
+    np.testing.assert_allclose(
+        centred - losses.bradley_terry_loss(w, low), 0.5 * (w + low) ** 2, rtol=1e-5
+    )
+
+
+def test_a_zero_head_gives_ln_2_and_half_the_pairs():
+    model = decoder.init(tiny_config(scored=True), jax.random.key(0))
+    batch = place(random_batch(model.config, np.random.default_rng(0), 4, 48, LENGTHS), "batch")
+    loss, sums = batch_loss(model, batch, stage_of(RM()), F32)
+    assert float(sums["loss"][1]) == 6 and float(loss) == pytest.approx(6 * np.log(2))
+    assert float(sums["rewards/accuracies"][0]) == 3
+
+
+def test_the_reward_is_that_of_the_last_token_of_each_sequence():
+    """Also where a sequence ends with the row, and where padding has the id of its last token."""
+    model = model_with_scores()
+    batch = random_batch(model.config, np.random.default_rng(0), 4, 48, LENGTHS)
+    for row, lengths in enumerate(LENGTHS):
+        batch.tokens[row, sum(lengths) :] = batch.tokens[row, sum(lengths) - 1]
+    got, real = sequence_rewards(model, place(batch, "batch"), F32)
+    expected = np.zeros(got.shape, np.float32)
+    for row, lengths in enumerate(LENGTHS):
+        start = 0
+        for number, length in enumerate(lengths):
+            tokens = batch.tokens[row : row + 1, start : start + length]
+            where = np.arange(length, dtype=np.int32)[None]
+            alone = place((tokens, where, np.ones_like(tokens)), "batch", None)
+            h = np.asarray(hidden_states(model, *alone, F32))[0, -1]
+            expected[row, number // 2, number % 2] = h @ np.asarray(model.score)[0]
+            start += length
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_array_equal(real, expected != 0)
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 2)])
+def test_devices_change_no_reward_and_no_gradient(sizes):
+    batch = random_batch(tiny_config(), np.random.default_rng(0), 4, 48, LENGTHS)
+    stage, found = stage_of(RM(centering=0.01)), []
+    alone = jax.tree.map(np.asarray, model_with_scores())
+    for devices in ((1, 1, 1), sizes):
+        mesh(*devices)
+        want = jax.tree.leaves(decoder.abstract(alone.config))
+        leaves = [
+            jax.device_put(leaf, jax.NamedSharding(jax.sharding.get_mesh(), like.sharding.spec))
+            for leaf, like in zip(jax.tree.leaves(alone), want, strict=True)
+        ]
+        model = jax.tree.unflatten(jax.tree.structure(alone), leaves)
+        grads = jax.jit(jax.grad(lambda m, b: batch_loss(m, b, stage, F32)[0]))(
+            model, place(batch, "batch")
+        )
+        rewards, _ = sequence_rewards(model, place(batch, "batch"), F32)
+        found.append((np.asarray(rewards), jax.tree.map(np.asarray, grads)))
+    np.testing.assert_allclose(found[1][0], found[0][0], atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        found[1][1],
+        found[0][1],
+    )
+
+
+def test_the_head_is_float32_where_the_model_is_bfloat16():
+    model = model_with_scores()
+    batch = place(random_batch(model.config, np.random.default_rng(0), 4, 48, LENGTHS), "batch")
+    rewards, _ = sequence_rewards(model, batch, Compute(dtype="bfloat16", remat="none"))
+    assert rewards.dtype == np.float32
+    rounded = rewards.astype(jax.numpy.bfloat16).astype(np.float32)
+    assert np.abs(np.asarray(rewards) - np.asarray(rounded)).max() > 1e-4
