@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from alignjax.config import Compute
 from alignjax.data.batches import Batch
 from alignjax.models.decoder import Decoder, hidden_states
-from alignjax.models.linear import gather
 from alignjax.sharding import spec
 
 
@@ -25,11 +24,10 @@ def sequence_rewards(model: Decoder, batch: Batch, compute: Compute) -> tuple[ja
     places_T = jnp.arange(batch.segments.shape[1])
     last_BQ = jnp.where(own_BTQ, places_T[:, None], -1).max(1)
     h_BQD = jnp.take_along_axis(h_BTD, jnp.maximum(last_BQ, 0)[..., None], axis=1)
-    score_D = gather(model.score, jnp.float32)[0]
     rewards_BQ = jnp.einsum(
         "bqd,d->bq",
         h_BQD.astype(jnp.float32),
-        score_D,
+        model.score[0],
         precision="highest",
         out_sharding=spec("batch", None),
     )

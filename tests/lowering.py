@@ -95,7 +95,7 @@ def training_step(stage: str, fsdp: int, tensor: int, dtype: str, directory: Pat
     import jax.numpy as jnp
 
     from alignjax import compiled, optim, sharding
-    from alignjax.config import DPO, SFT, Compute, Optimizer
+    from alignjax.config import DPO, RM, SFT, Compute, Optimizer
     from alignjax.data.batches import Batch
     from alignjax.models import decoder
     from alignjax.stages import stage_of
@@ -107,14 +107,14 @@ def training_step(stage: str, fsdp: int, tensor: int, dtype: str, directory: Pat
     tx = optim.optimizer(Optimizer(), 100)
     state = jax.eval_shape(
         lambda model: State(model, tx.init(model), jnp.zeros((), jnp.int32)),
-        sharding.concrete(decoder.abstract(CONFIG)),
+        sharding.concrete(decoder.abstract(replace(CONFIG, scored=stage == "rm"))),
     )
     rows = jax.sharding.NamedSharding(jax.sharding.get_mesh(), sharding.spec(None, "batch"))
 
     def array(*shape, dtype=jnp.int32):
         return jax.ShapeDtypeStruct((1, fsdp, *shape), dtype, sharding=rows)
 
-    sides = 2 if stage == "dpo" else 1
+    sides = 1 if stage == "sft" else 2
     tokens = [array(LENGTH) for _ in range(4)]
     batch = Batch(*tokens, array(8), array(8, sides, dtype=jnp.float32))
     number = jax.ShapeDtypeStruct((), jnp.int32)
@@ -123,7 +123,7 @@ def training_step(stage: str, fsdp: int, tensor: int, dtype: str, directory: Pat
         batch,
         number,
         number,
-        stage=stage_of({"dpo": DPO, "sft": SFT}[stage]()),
+        stage=stage_of({"dpo": DPO, "rm": RM, "sft": SFT}[stage]()),
         compute=Compute(dtype=dtype),
         tx=tx,
     ).compile(compiler_options=compiled.dump_options(directory))

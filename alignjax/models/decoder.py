@@ -138,7 +138,7 @@ class Decoder(nnx.Module):
         self.head = self.score = None
         if config.scored:
             one = (1, config.hidden_size)
-            self.score = jnp.zeros(one, jnp.float32, out_sharding=spec(None, "embed"))
+            self.score = jnp.zeros(one, jnp.float32, out_sharding=spec(None, None))
         elif not config.tied_head:
             self.head = _words(config, _normal(keys[2], shape, "vocab", "embed"))
 
