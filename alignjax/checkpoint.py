@@ -16,7 +16,7 @@ from alignjax.files import is_remote
 from alignjax.processes import on_first
 from alignjax.progress import gigabytes
 from alignjax.sharding import concrete
-from alignjax.stages import stage_of
+from alignjax.stages import Facts, stage_of
 from alignjax.step import State
 from alignjax.weights.orbax import reason
 from alignjax.weights.source import leaf_name
@@ -61,8 +61,9 @@ def best_metric(config) -> tuple[str, str]:
             f"checkpoint.best={config.checkpoint.best!r}: write a metric and :min or :max, such as "
             "eval_loss:min."
         )
-    one = np.ones((1, 2), np.float32)
-    known = [f"eval_{name}" for name in stage_of(config).terms(one, one, one)]
+    sides, items = np.ones((1, 2), np.float32), np.ones(1, np.float32)
+    facts = Facts(sides, sides, items, items)
+    known = [f"eval_{name}" for name in stage_of(config).terms(sides, facts)]
     if metric not in known:
         raise ValueError(
             f"checkpoint.best={config.checkpoint.best!r}: there is no metric {metric}; there are "

@@ -14,7 +14,7 @@ from alignjax.data.tokens import TokenSet
 from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
 from alignjax.sharding import local_rows, place_rows, to_host
-from alignjax.stages import Scoring, Stage
+from alignjax.stages import Facts, Scoring, Stage
 from alignjax.step import score_step
 
 
@@ -50,7 +50,7 @@ def score(
 def item_terms(stage: Stage, scores: np.ndarray, ref: np.ndarray, data: TokenSet):
     """Every metric of every item: name -> (values, counts), float64 [n]."""
     tokens = data.trained_counts().astype(np.float32)
-    terms = stage.terms(scores, ref, tokens)
+    terms = stage.terms(scores, Facts(ref, tokens, data.margin, data.weight))
     return {
         name: (np.asarray(values, np.float64), np.asarray(counts, np.float64))
         for name, (values, counts) in terms.items()

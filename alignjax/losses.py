@@ -33,13 +33,15 @@ def dpo_loss(pi_w, pi_l, ref_w, ref_l, beta: float, label_smoothing: float = 0.0
     return -(1 - e) * jax.nn.log_sigmoid(margin) - e * jax.nn.log_sigmoid(-margin)
 
 
-def bradley_terry_loss(reward_w, reward_l, centering: float = 0.0) -> jax.Array:
+def bradley_terry_loss(reward_w, reward_l, margin=0.0, centering: float = 0.0) -> jax.Array:
     """Negative log-likelihood of each preference (arXiv 2203.02155, equation 1), [pairs], float32.
 
+    The chosen side should be ahead by the pair's `margin` (Llama 2, arXiv 2307.09288, equation 2).
     With `centering` c > 0 it has c (r_w + r_l)^2 added, which fixes the level of rewards that
     differences leave open (Eisenstein et al., arXiv 2312.09244).
     """
-    return -jax.nn.log_sigmoid(reward_w - reward_l) + centering * (reward_w + reward_l) ** 2
+    ahead = reward_w - reward_l - margin
+    return -jax.nn.log_sigmoid(ahead) + centering * (reward_w + reward_l) ** 2
 
 
 def preference_accuracy(margin) -> jax.Array:

@@ -7,6 +7,7 @@ on all items of a data set.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,22 @@ Terms = dict[str, tuple[jax.Array, jax.Array]]
 Scoring = Callable[[Decoder, Batch, Compute], tuple[jax.Array, jax.Array]]
 
 
+class Facts(NamedTuple):
+    """What is known of items beside their scores."""
+
+    ref: jax.Array  # [..., P, S], log-probs under the reference
+    tokens: jax.Array  # [..., P, S], trained tokens
+    margin: jax.Array  # [..., P], by which the chosen side should be ahead; rows' `margin`, or 0
+    weight: jax.Array  # [..., P], of the item in the loss; rows' `weight`, or 1
+
+
 @dataclass(frozen=True)
 class Stage:
     name: str
     unit: str  # what a user calls an item
     needs_reference: bool
     scores: Scoring
-    terms: Callable[[jax.Array, jax.Array, jax.Array], Terms]  # (scores, ref, tokens), [..., P, S]
+    terms: Callable[[jax.Array, Facts], Terms]  # of scores [..., P, S]
 
 
 def stage_of(config: Training) -> Stage:
@@ -40,7 +50,7 @@ def stage_of(config: Training) -> Stage:
             "pairs",
             True,
             sequence_logps,
-            lambda pi, ref, tokens: dpo_terms(pi, ref, config.beta, config.label_smoothing),
+            lambda pi, facts: dpo_terms(pi, facts, config.beta, config.label_smoothing),
         )
     if isinstance(config, RM):
         return Stage(
@@ -48,41 +58,43 @@ def stage_of(config: Training) -> Stage:
             "pairs",
             False,
             sequence_rewards,
-            lambda rewards, ref, tokens: rm_terms(rewards, config.centering),
+            lambda rewards, facts: rm_terms(rewards, facts, config.centering),
         )
-    return Stage(
-        "sft", "sequences", False, sequence_logps, lambda pi, ref, tokens: sft_terms(pi, tokens)
-    )
+    return Stage("sft", "sequences", False, sequence_logps, sft_terms)
 
 
-def sft_terms(pi_PS: jax.Array, tokens_PS: jax.Array) -> Terms:
+def sft_terms(pi_PS: jax.Array, facts: Facts) -> Terms:
     """Loss in nats a trained token, so that a long answer weighs as much as its tokens."""
-    return {"loss": (losses.sft_loss(pi_PS[..., 0]), tokens_PS[..., 0])}
+    loss, tokens = losses.sft_loss(pi_PS[..., 0]), facts.tokens[..., 0]
+    return {"loss": (facts.weight * loss, facts.weight * tokens)}
 
 
-def rm_terms(rewards_PS: jax.Array, centering: float) -> Terms:
+def rm_terms(rewards_PS: jax.Array, facts: Facts, centering: float) -> Terms:
     """Loss and rewards a pair; side 0 is chosen, side 1 rejected."""
-    reward_w, reward_l = rewards_PS[..., 0], rewards_PS[..., 1]
-    return _preferences(
-        reward_w, reward_l, losses.bradley_terry_loss(reward_w, reward_l, centering)
-    )
+    rewards = (rewards_PS[..., 0], rewards_PS[..., 1])
+    loss = losses.bradley_terry_loss(*rewards, facts.margin, centering)
+    return _preferences(*rewards, loss, facts.weight)
 
 
-def dpo_terms(pi_PS: jax.Array, ref_PS: jax.Array, beta: float, label_smoothing: float) -> Terms:
+def dpo_terms(pi_PS: jax.Array, facts: Facts, beta: float, label_smoothing: float) -> Terms:
     """Loss and implicit rewards a pair; side 0 is chosen, side 1 rejected."""
+    ref_PS = facts.ref
     vectors = (pi_PS[..., 0], pi_PS[..., 1], ref_PS[..., 0], ref_PS[..., 1])
     rewards = losses.dpo_rewards(*vectors, beta)
-    terms = _preferences(*rewards, losses.dpo_loss(*vectors, beta, label_smoothing))
+    loss = losses.dpo_loss(*vectors, beta, label_smoothing)
     one = jnp.ones_like(vectors[0])
-    return terms | {"logps/chosen": (vectors[0], one), "logps/rejected": (vectors[1], one)}
+    logps = {"logps/chosen": (vectors[0], one), "logps/rejected": (vectors[1], one)}
+    return _preferences(*rewards, loss, facts.weight) | logps
 
 
-def _preferences(reward_w: jax.Array, reward_l: jax.Array, loss: jax.Array) -> Terms:
-    """Metrics of pairs under the names that users know from TRL."""
+def _preferences(
+    reward_w: jax.Array, reward_l: jax.Array, loss: jax.Array, weight: jax.Array
+) -> Terms:
+    """Metrics of pairs under the names that users know from TRL; weights are the loss's alone."""
     margin = reward_w - reward_l
     one = jnp.ones_like(margin)
     return {
-        "loss": (loss, one),
+        "loss": (weight * loss, weight),
         "rewards/chosen": (reward_w, one),
         "rewards/rejected": (reward_l, one),
         "rewards/margins": (margin, one),
@@ -93,9 +105,10 @@ def _preferences(reward_w: jax.Array, reward_l: jax.Array, loss: jax.Array) -> T
 def batch_loss(model: Decoder, batch: Batch, stage: Stage, compute: Compute):
     """Summed loss of a micro-batch, and every metric as its (sum, count)."""
     scores_BPS, tokens_BPS = stage.scores(model, batch, compute)
+    facts = Facts(batch.ref, tokens_BPS, batch.margin, batch.weight)
     real_BP = batch.items > 0
     sums = {
         name: jnp.stack([jnp.where(real_BP, part, 0).sum() for part in parts])
-        for name, parts in stage.terms(scores_BPS, batch.ref, tokens_BPS).items()
+        for name, parts in stage.terms(scores_BPS, facts).items()
     }
     return sums["loss"][0], sums

@@ -64,6 +64,8 @@ def batch(rng: np.random.Generator, median: float, sigma: float) -> Batch:
         targets=targets,
         items=items.astype(np.int32),
         ref=np.zeros((ROWS, 1, places, 1), np.float32),
+        margin=np.zeros((ROWS, 1, places), np.float32),
+        weight=(items > 0).astype(np.float32),
     )
 
 

@@ -228,4 +228,13 @@ def random_batch(c: DecoderConfig, rng, rows: int, length: int, lengths: list[li
             number += 1
             items[r, p] = number
             ref[r, p] = rng.standard_normal(sides)
-    return Batch(tokens, positions, segments, targets, items, ref)
+    return Batch(
+        tokens,
+        positions,
+        segments,
+        targets,
+        items,
+        ref,
+        margin=np.zeros((rows, places), np.float32),
+        weight=(items > 0).astype(np.float32),
+    )

@@ -116,7 +116,8 @@ def training_step(stage: str, fsdp: int, tensor: int, dtype: str, directory: Pat
 
     sides = 1 if stage == "sft" else 2
     tokens = [array(LENGTH) for _ in range(4)]
-    batch = Batch(*tokens, array(8), array(8, sides, dtype=jnp.float32))
+    pairs = (array(8, sides, dtype=jnp.float32), *(array(8, dtype=jnp.float32) for _ in range(2)))
+    batch = Batch(*tokens, array(8), *pairs)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     train_step.lower(
         sharding.concrete(state),

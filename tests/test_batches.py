@@ -181,13 +181,31 @@ def test_useful_tokens_are_those_in_segments(sides):
     assert sum(counted) == 2 * len(steps.data.tokens)
 
 
+def test_margins_and_weights_lie_with_their_items():
+    steps = make(2)
+    count = len(steps.data)
+    margin, weight = (np.arange(count, dtype=np.float32) + base for base in (0.5, 100))
+    steps = dataclasses.replace(
+        steps, data=dataclasses.replace(steps.data, margin=margin, weight=weight)
+    )
+    seen = 0
+    for step in range(len(steps)):
+        batch = steps[step]
+        real = batch.items > 0
+        seen += real.sum()
+        np.testing.assert_array_equal(batch.margin[real], margin[batch.items[real] - 1])
+        np.testing.assert_array_equal(batch.weight[real], weight[batch.items[real] - 1])
+        assert not batch.margin[~real].any() and not batch.weight[~real].any()
+    assert seen >= count
+
+
 def test_without_a_reference_ref_is_zero():
     steps = make(2)
     bare = dataclasses.replace(steps, ref=None)
     batch, other = bare[0], steps[0]
     assert not batch.ref.any()
     assert batch.ref.shape == other.ref.shape
-    for array, same in zip(batch[:-1], other[:-1], strict=True):
+    for array, same in zip(batch._replace(ref=other.ref), other, strict=True):
         assert np.array_equal(array, same)
 
 
@@ -208,7 +226,7 @@ def test_reading_from_a_step_on_gives_the_same_batches(sides):
     for step, batch in enumerate(whole):
         for array, same in zip(batch, steps[step], strict=True):
             assert np.array_equal(array, same)
-    assert [array.dtype for array in whole[0]] == [np.int32] * 5 + [np.float32]
+    assert [array.dtype for array in whole[0]] == [np.int32] * 5 + [np.float32] * 3
 
 
 @pytest.mark.parametrize("local", [[0], [1, 2], [0, 2]])

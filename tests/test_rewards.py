@@ -6,7 +6,7 @@ import pytest
 from conftest import mesh, random_batch, tiny_config
 
 from alignjax import losses
-from alignjax.config import RM, Compute
+from alignjax.config import DPO, RM, SFT, Compute
 from alignjax.models import decoder
 from alignjax.models.decoder import hidden_states
 from alignjax.rewards import sequence_rewards
@@ -28,7 +28,7 @@ def test_the_loss_by_hand():
     np.testing.assert_allclose(
         losses.bradley_terry_loss(w, low), np.log(1 + np.exp(low - w)), rtol=1e-6
     )
-    centred = losses.bradley_terry_loss(w, low, 0.5)
+    centred = losses.bradley_terry_loss(w, low, centering=0.5)
     np.testing.assert_allclose(
         centred - losses.bradley_terry_loss(w, low), 0.5 * (w + low) ** 2, rtol=1e-5
     )
@@ -96,3 +96,36 @@ def test_the_head_is_float32_where_the_model_is_bfloat16():
     assert rewards.dtype == np.float32
     rounded = rewards.astype(jax.numpy.bfloat16).astype(np.float32)
     assert np.abs(np.asarray(rewards) - np.asarray(rounded)).max() > 1e-4
+
+
+def test_a_pair_should_be_ahead_by_its_margin():
+    w, low, margin = np.float32([1, 2]), np.float32([0, 0]), np.float32([0.5, 3])
+    np.testing.assert_allclose(
+        losses.bradley_terry_loss(w, low, margin), np.log(1 + np.exp(low - w + margin)), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("stage", [RM(), DPO(), SFT()], ids=lambda stage: stage.name)
+def test_a_weight_of_two_is_the_item_twice(stage):
+    """In loss and gradient; and a weight of none is the item left out."""
+    stage = stage_of(stage)
+    sides = 1 if stage.unit == "sequences" else 2
+    c = tiny_config(scored=stage.name == "rm")
+    model = jax.tree.map(lambda leaf: leaf + 0.01, decoder.init(c, jax.random.key(0)))
+    one = random_batch(c, np.random.default_rng(0), 1, 48, [[10, 14, 12, 9]], sides)
+    twice = jax.tree.map(lambda array: np.concatenate([array, array]), one)
+    real = (one.items > 0).astype(np.float32)
+    heavy, first = real.copy(), np.zeros_like(real)
+    heavy[0, 0], first[0, 0] = 2, 1
+    found = []
+    for batch, weight in ((one, heavy), (twice, np.concatenate([real, first]))):
+        placed = place(batch._replace(weight=weight), "batch")
+
+        def loss(model, placed=placed):
+            total, sums = batch_loss(model, placed, stage, F32)
+            return total / sums["loss"][1]
+
+        found.append(jax.value_and_grad(loss)(model))
+    assert float(found[0][0]) == pytest.approx(float(found[1][0]), rel=1e-5)
+    for a, b in zip(*(jax.tree.leaves(grads) for _, grads in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)

@@ -35,13 +35,17 @@ def packed(sides: int = 2) -> Batch:
     return random_batch(tiny_config(), np.random.default_rng(3), 8, 48, LENGTHS, sides)
 
 
+PER_ITEM = ("items", "ref", "margin", "weight")
+
+
 def one_a_row(batch: Batch, sides: int) -> Batch:
     """The same items, one to a row: pairs keep their two sides."""
     rows = []
     for r in range(len(batch.tokens)):
         for p in np.flatnonzero(batch.items[r]):
             row = Batch(*(np.zeros_like(a[r]) for a in batch))
-            row = row._replace(items=row.items[:1], ref=row.ref[:1])
+            item = {name: getattr(batch, name)[r, p : p + 1] for name in PER_ITEM}
+            row = row._replace(**item)
             at, targets = 0, []
             for s in range(sides):
                 here = np.flatnonzero(batch.segments[r] == sides * p + s + 1)
@@ -53,7 +57,6 @@ def one_a_row(batch: Batch, sides: int) -> Batch:
                 targets += (trained - here[0] + at).tolist()
                 at += n
             row.targets[: len(targets)] = targets
-            row.items[0], row.ref[0] = batch.items[r, p], batch.ref[r, p]
             rows.append(row)
     return Batch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
 

@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     targets: np.ndarray  # int32 [M], places of the trained tokens; 0 = none (nothing precedes it)
     items: np.ndarray  # int32 [P], item number + 1; 0 = none
     ref: np.ndarray  # float32 [P, S], log-probs of the sequences under the reference
+    margin: np.ndarray  # float32 [P], by which the chosen side should be ahead
+    weight: np.ndarray  # float32 [P], of the item in the loss
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class PackedSteps:
             targets=np.zeros((*lead, self.targets), np.int32),
             items=np.zeros((*lead, places), np.int32),
             ref=np.zeros((*lead, places, sides), np.float32),
+            margin=np.zeros((*lead, places), np.float32),
+            weight=np.zeros((*lead, places), np.float32),
         )
         first, end = self.plan.steps[step : step + 2]
         for i in range(micro):
@@ -69,6 +73,8 @@ class PackedSteps:
         at, trained, sides = 0, [], self.data.sides
         for place, item in enumerate(items):
             row.items[place] = item + 1
+            row.margin[place] = self.data.margin[item]
+            row.weight[place] = self.data.weight[item]
             if self.ref is not None:
                 row.ref[place] = self.ref[item]
             for side in range(sides):
