@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -157,6 +158,11 @@ def restore(manager, step: int, like: State) -> State:
 
 
 def _damaged(manager, step: int, error: Exception) -> str:
+    """What to say of a checkpoint before the run ends.
+
+    Orbax leaves its other reads behind, which fail as well; Python would tell of each of them.
+    """
+    sys.unraisablehook = lambda _: None
     older = [other for other in manager.all_steps() if other < step]
     then = f"the run goes on from step {max(older)}" if older else "the run starts again"
     return (

@@ -1,5 +1,6 @@
 """The training loop, the same for every stage."""
 
+import errno
 import math
 import time
 from collections.abc import Iterator
@@ -30,13 +31,18 @@ def fit(run: Run, state: State, first: int, base: Baseline, manager) -> tuple[St
     if first == total:
         _finish_here(run, state, first, base)
         return state, first
-    with metrics.writing(run.directory, run.config, first if first else -1) as log:
-        if not first and base.logps_held_out is not None:
-            zero = evaluation.item_terms(
-                run.stage, base.logps_held_out, base.ref_held_out, run.held_out
-            )
-            log.write({"step": 0, "epoch": 0.0, **evaluation.means(zero)})
-        return _steps(run, state, first, base, manager, log)
+    try:
+        with metrics.writing(run.directory, run.config, first if first else -1) as log:
+            if not first and base.logps_held_out is not None:
+                zero = evaluation.item_terms(
+                    run.stage, base.logps_held_out, base.ref_held_out, run.held_out
+                )
+                log.write({"step": 0, "epoch": 0.0, **evaluation.means(zero)})
+            return _steps(run, state, first, base, manager, log)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            checkpoint.wait(manager, state)  # a save that filled the disk says what it needs
+        raise
 
 
 def _finish_here(run: Run, state: State, last: int, base: Baseline) -> None:

@@ -62,8 +62,8 @@ def refused(run, directory: Path, *overrides: str) -> str:
 def test_other_settings(run, trained):
     said = refused(run, trained, "--beta=0.2", "--optimizer.b2=0.9", "--log.every=2")
     assert said == (
-        f"{trained}: this run is at step 5 under other settings: beta was 0.1, is 0.2; "
-        "optimizer.b2 was 0.95, is 0.9; take them back, or choose another --run_dir."
+        f"{trained}: this run is at step 5 under other settings: optimizer.b2 was 0.95, "
+        "is 0.9; beta was 0.1, is 0.2; take them back, or choose another --run_dir."
     )
 
 
