@@ -143,7 +143,10 @@ class DPO(Training):
 
     name: str = "dpo"  # run name
     beta: float = 0.1  # strength of the pull towards the reference
+    loss: Literal["sigmoid", "robust", "hinge", "ipo", "simpo"] = "sigmoid"  # of a pair
     label_smoothing: float = 0.0  # probability that a preference is flipped (conservative DPO)
+    margin: float = 0.0  # by which the chosen reward should be ahead (SimPO's gamma)
+    sft_weight: float = 0.0  # of the chosen side's loss a token, added to the pair's
 
 
 def config_dir() -> Path:
@@ -253,6 +256,8 @@ _BOUNDS = {
     "seed": (0, 2**32 - 1),
     "beta": (0, _ANY),
     "label_smoothing": (0, 0.5),
+    "margin": (0, _ANY),
+    "sft_weight": (0, _ANY),
     "centering": (0, _ANY),
     "compute.vocab_chunk": (1, _ANY),
     "batch.pairs": (0, _ANY),
@@ -300,6 +305,8 @@ def check(config: Training) -> None:
         raise ValueError(f"set exactly one of batch.{own} and batch.rows to more than 0.")
     if isinstance(config, RM) and config.samples.prompts:
         raise ValueError("samples.prompts is not for this stage: a reward model gives no answers.")
+    if isinstance(config, DPO):
+        _check_loss(config)
     if not config.model.path:
         raise ValueError("model.path is empty: name a model directory, ORG/NAME or GGUF file.")
     if not config.data.path:
@@ -319,6 +326,24 @@ def check(config: Training) -> None:
             f"data.max_length={config.data.max_length} does not fit {sides} to a row of "
             f"batch.row_length={batch.row_length}: make it {batch.row_length // sides} or less."
         )
+
+
+def _check_loss(config: DPO) -> None:
+    """Refuses numbers that the kind of loss has no use for."""
+    kind, e = config.loss, config.label_smoothing
+    if e and kind in ("hinge", "ipo"):
+        raise ValueError(f"label_smoothing={e} is not for loss={kind}: set it to 0.")
+    if kind == "robust" and e == 0.5:
+        raise ValueError(
+            "label_smoothing=0.5 leaves loss=robust nothing to learn from: make it less."
+        )
+    if kind == "ipo" and config.margin:
+        raise ValueError(
+            f"margin={config.margin} is not for loss=ipo, whose margin is 1 / (2 beta): set it to "
+            "0, and choose beta."
+        )
+    if kind == "ipo" and not config.beta:
+        raise ValueError("beta=0 is not for loss=ipo, whose margin is 1 / (2 beta): raise it.")
 
 
 def to_dict(config) -> dict:

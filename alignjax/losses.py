@@ -21,16 +21,37 @@ def dpo_rewards(pi_w, pi_l, ref_w, ref_l, beta: float) -> tuple[jax.Array, jax.A
     return beta * (pi_w - ref_w), beta * (pi_l - ref_l)
 
 
-def dpo_loss(pi_w, pi_l, ref_w, ref_l, beta: float, label_smoothing: float = 0.0) -> jax.Array:
-    """DPO's loss of each pair (arXiv 2305.18290, equation 7); all arguments [pairs], float32.
+def sigmoid_loss(ahead, label_smoothing: float = 0.0) -> jax.Array:
+    """-log sigmoid of how far the chosen reward is ahead: DPO's loss (arXiv 2305.18290, eq. 7).
 
     With `label_smoothing` e > 0 a preference is taken as flipped with probability e (conservative
-    DPO): (1 - e) loss(margin) + e loss(-margin).
+    DPO): (1 - e) loss(ahead) + e loss(-ahead).
     """
-    reward_w, reward_l = dpo_rewards(pi_w, pi_l, ref_w, ref_l, beta)
-    margin = reward_w - reward_l
     e = label_smoothing
-    return -(1 - e) * jax.nn.log_sigmoid(margin) - e * jax.nn.log_sigmoid(-margin)
+    return -(1 - e) * jax.nn.log_sigmoid(ahead) - e * jax.nn.log_sigmoid(-ahead)
+
+
+def robust_loss(ahead, label_smoothing: float) -> jax.Array:
+    """DPO's loss as labels without noise would give it on average, where a share e is flipped.
+
+    ((1 - e) loss(ahead) - e loss(-ahead)) / (1 - 2 e) (Chowdhury et al., arXiv 2403.00409, eq. 12).
+    """
+    e = label_smoothing
+    unbiased = -(1 - e) * jax.nn.log_sigmoid(ahead) + e * jax.nn.log_sigmoid(-ahead)
+    return unbiased / (1 - 2 * e)
+
+
+def hinge_loss(ahead) -> jax.Array:
+    """max(0, 1 - ahead), of SLiC's kind (Zhao et al., arXiv 2305.10425; arXiv 2309.06657)."""
+    return jax.nn.relu(1 - ahead)
+
+
+def ipo_loss(difference, beta: float) -> jax.Array:
+    """(difference - 1 / (2 beta))^2 (Azar et al., arXiv 2310.12036, equation 17).
+
+    `difference` is that of the two sides' log-ratios, each a mean over its tokens.
+    """
+    return (difference - 1 / (2 * beta)) ** 2
 
 
 def bradley_terry_loss(reward_w, reward_l, margin=0.0, centering: float = 0.0) -> jax.Array:

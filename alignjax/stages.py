@@ -48,9 +48,9 @@ def stage_of(config: Training) -> Stage:
         return Stage(
             "dpo",
             "pairs",
-            True,
+            config.loss != "simpo",
             sequence_logps,
-            lambda pi, facts: dpo_terms(pi, facts, config.beta, config.label_smoothing),
+            lambda pi, facts: dpo_terms(pi, facts, config),
         )
     if isinstance(config, RM):
         return Stage(
@@ -76,15 +76,47 @@ def rm_terms(rewards_PS: jax.Array, facts: Facts, centering: float) -> Terms:
     return _preferences(*rewards, loss, facts.weight)
 
 
-def dpo_terms(pi_PS: jax.Array, facts: Facts, beta: float, label_smoothing: float) -> Terms:
-    """Loss and implicit rewards a pair; side 0 is chosen, side 1 rejected."""
-    ref_PS = facts.ref
-    vectors = (pi_PS[..., 0], pi_PS[..., 1], ref_PS[..., 0], ref_PS[..., 1])
-    rewards = losses.dpo_rewards(*vectors, beta)
-    loss = losses.dpo_loss(*vectors, beta, label_smoothing)
-    one = jnp.ones_like(vectors[0])
-    logps = {"logps/chosen": (vectors[0], one), "logps/rejected": (vectors[1], one)}
-    return _preferences(*rewards, loss, facts.weight) | logps
+def dpo_terms(pi_PS: jax.Array, facts: Facts, config: DPO) -> Terms:
+    """Loss and implicit rewards a pair; side 0 is chosen, side 1 rejected.
+
+    SimPO's rewards are mean log-probs a token, without a reference (Meng et al., arXiv 2405.14734).
+    """
+    pi_w, pi_l = pi_PS[..., 0], pi_PS[..., 1]
+    tokens_w, tokens_l = facts.tokens[..., 0], facts.tokens[..., 1]
+    mean_PS = pi_PS / jnp.maximum(facts.tokens, 1)
+    if config.loss == "simpo":
+        rewards = config.beta * mean_PS[..., 0], config.beta * mean_PS[..., 1]
+    else:
+        reference = facts.ref[..., 0], facts.ref[..., 1]
+        rewards = losses.dpo_rewards(pi_w, pi_l, *reference, config.beta)
+    loss = _dpo_loss(rewards, pi_PS, facts, config)
+    one = jnp.ones_like(pi_w)
+    found = {
+        "logps/chosen": (pi_w, one),
+        "logps/rejected": (pi_l, one),
+        "logps/margins": (pi_w - pi_l, one),
+        "tokens/chosen": (tokens_w, one),
+        "tokens/rejected": (tokens_l, one),
+    }
+    if config.sft_weight:
+        nll = losses.sft_loss(mean_PS[..., 0])
+        loss += config.sft_weight * nll
+        found["nll_loss"] = (nll, one)
+    return _preferences(*rewards, loss, facts.weight) | found
+
+
+def _dpo_loss(rewards, pi_PS: jax.Array, facts: Facts, config: DPO) -> jax.Array:
+    ahead = rewards[0] - rewards[1] - config.margin
+    match config.loss:
+        case "hinge":
+            return losses.hinge_loss(ahead)
+        case "ipo":
+            ratios_PS = (pi_PS - facts.ref) / jnp.maximum(facts.tokens, 1)
+            return losses.ipo_loss(ratios_PS[..., 0] - ratios_PS[..., 1], config.beta)
+        case "robust":
+            return losses.robust_loss(ahead, config.label_smoothing)
+        case _:  # sigmoid, simpo
+            return losses.sigmoid_loss(ahead, config.label_smoothing)
 
 
 def _preferences(

@@ -11,6 +11,7 @@ from conftest import mesh, random_batch, tiny_config
 from alignjax import optim, step
 from alignjax.config import DPO, SFT, Compute, Optimizer
 from alignjax.data.batches import Batch
+from alignjax.logps import sequence_logps
 from alignjax.models import decoder
 from alignjax.sharding import place, to_host
 from alignjax.stages import batch_loss, stage_of
@@ -168,26 +169,82 @@ def test_dpo_starts_at_ln_2_and_leaves_it(dtype, tolerance, sizes):
     assert float(second["rewards/margins"]) > 0
 
 
-def test_metrics_of_a_pair_by_hand():
-    stage, _ = STAGES["dpo"]
-    batch = packed()
-    model = decoder.init(tiny_config(), jax.random.key(0))
-    lead = place(jax.tree.map(lambda a: a[None], batch), None, "batch")
-    pi = np.float64(to_host(score_step(model, lead, compute=F32)))
-    real = batch.items > 0
-    reward = 0.1 * (pi[real] - batch.ref[real])
+def soft(x):
+    """-log sigmoid(x)."""
+    return np.log1p(np.exp(-x))
+
+
+def by_hand(config: DPO, pi, ref, tokens) -> dict[str, np.ndarray]:
+    """What is reported of each pair; arguments float64 [pairs, 2]."""
+    reward = config.beta * (pi / tokens if config.loss == "simpo" else pi - ref)
     margin = reward[:, 0] - reward[:, 1]
-    metrics, _ = gradients(batch, 1, stage)
-    expected = {
-        "loss": np.mean(0.9 * np.log1p(np.exp(-margin)) + 0.1 * np.log1p(np.exp(margin))),
-        "rewards/chosen": reward[:, 0].mean(),
-        "rewards/rejected": reward[:, 1].mean(),
-        "rewards/margins": margin.mean(),
-        "rewards/accuracies": (margin > 0).mean(),
-        "logps/chosen": pi[real][:, 0].mean(),
-        "logps/rejected": pi[real][:, 1].mean(),
+    ahead, e = margin - config.margin, config.label_smoothing
+    difference = ((pi - ref) / tokens) @ [1, -1]
+    loss = {
+        "sigmoid": (1 - e) * soft(ahead) + e * soft(-ahead),
+        "simpo": (1 - e) * soft(ahead) + e * soft(-ahead),
+        "robust": ((1 - e) * soft(ahead) - e * soft(-ahead)) / (1 - 2 * e),
+        "hinge": np.maximum(0, 1 - ahead),
+        "ipo": (difference - 1 / (2 * config.beta)) ** 2,
+    }[config.loss]
+    nll = -pi[:, 0] / tokens[:, 0]
+    found = {
+        "loss": loss + config.sft_weight * nll,
+        "rewards/chosen": reward[:, 0],
+        "rewards/rejected": reward[:, 1],
+        "rewards/margins": margin,
+        "rewards/accuracies": (margin > 0) + 0.5 * (margin == 0),
+        "logps/chosen": pi[:, 0],
+        "logps/rejected": pi[:, 1],
+        "logps/margins": pi[:, 0] - pi[:, 1],
+        "tokens/chosen": tokens[:, 0],
+        "tokens/rejected": tokens[:, 1],
     }
+    return found | ({"nll_loss": nll} if config.sft_weight else {})
+
+
+KINDS = [
+    DPO(),
+    DPO(label_smoothing=0.1),
+    DPO(margin=0.5, beta=0.5),
+    DPO(loss="robust", label_smoothing=0.2),
+    DPO(loss="hinge", beta=0.05),
+    DPO(loss="ipo"),
+    DPO(loss="simpo", beta=2.0, margin=0.5),
+    DPO(sft_weight=0.2),
+]
+
+
+@pytest.mark.parametrize(
+    "config", KINDS, ids=lambda c: f"{c.loss}-{c.label_smoothing}-{c.margin}-{c.sft_weight}"
+)
+def test_loss_gradient_and_metrics_of_every_kind_by_hand(config):
+    """The gradient: that of each sequence's log-prob, weighed by differences of the hand's loss."""
+    stage, batch = stage_of(config), packed()
+    model = decoder.init(tiny_config(), jax.random.key(0))
+    placed = place(batch, "batch")
+    real = batch.items > 0
+    pi, tokens = (np.float64(x)[real] for x in sequence_logps(model, placed, F32))
+    ref, weight = np.float64(batch.ref[real]), np.float64(batch.weight[real])
+    metrics, grads = gradients(batch, 1, stage)
+    found = by_hand(config, pi, ref, tokens)
+    expected = {name: values.mean() for name, values in found.items()}
+    expected["loss"] = np.average(found["loss"], weights=weight)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert set(metrics) == set(expected)
+
+    slopes, h = np.zeros_like(pi), 1e-6
+    for side in range(2):
+        step = h * np.eye(2)[side]
+        up, down = (by_hand(config, at, ref, tokens)["loss"] for at in (pi + step, pi - step))
+        slopes[:, side] = weight * (up - down) / (2 * h) / weight.sum()
+    weights = np.zeros(batch.ref.shape, np.float32)
+    weights[real] = slopes
+
+    def weighed(model):
+        return (sequence_logps(model, placed, F32)[0] * weights).sum()
+
+    assert_same((metrics, jax.tree.map(to_host, jax.grad(weighed)(model))), (metrics, grads))
 
 
 def test_a_step_that_is_not_finite_changes_nothing_nor_does_any_later_one():
