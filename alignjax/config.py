@@ -63,12 +63,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Optimizer:
+    rule: Literal["adamw", "adafactor", "lion"] = "adamw"  # adafactor: memory of the weights alone
     learning_rate: float = 5e-7  # peak
     schedule: Literal["cosine", "linear", "constant"] = "linear"  # after the warm-up
     warmup_ratio: float = 0.1  # share of the steps over which the rate rises from 0
     final_ratio: float = 0.0  # rate at the end, as a share of the peak
-    b1: float = 0.9  # decay of AdamW's first moment
-    b2: float = 0.95  # decay of AdamW's second moment
+    b1: float = 0.9  # decay of AdamW's first moment; of Lion's step
+    b2: float = 0.95  # decay of AdamW's second moment; of Lion's moment
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of AdamW's first moment, and Lion's
     eps: float = 1e-8  # AdamW's denominator
     weight_decay: float = 0.0  # decoupled; matrices only
     clip_norm: float = 1.0  # global gradient norm above which gradients are scaled down

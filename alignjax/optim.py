@@ -1,4 +1,4 @@
-"""AdamW with warm-up and decay, from the config's numbers."""
+"""Optimizers with warm-up and decay, from the config's numbers; the rules are optax's."""
 
 import math
 
@@ -26,18 +26,27 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
 
 
 def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW; norms and biases are never decayed."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule(config, steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=_matrices,
-        ),
-    )
+    """Clipping by the global norm, then the rule; norms and biases are never decayed.
+
+    Every rule's decay is decoupled and scaled by the learning rate. Adafactor takes rates as they
+    are, not relative to a weight's size, and keeps no first moment (arXiv 1804.04235); Lion is
+    arXiv 2302.06675's.
+    """
+    rate = schedule(config, steps)
+    decay = {"weight_decay": config.weight_decay, "mask": _matrices}
+    moments = {"b1": config.b1, "b2": config.b2, "mu_dtype": config.moment_dtype}
+    if config.rule == "adamw":
+        rule = optax.adamw(rate, **moments, eps=config.eps, **decay)
+    elif config.rule == "lion":
+        rule = optax.lion(rate, **moments, **decay)
+    else:
+        rule = optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.add_decayed_weights(**decay),
+            optax.scale_by_learning_rate(rate),
+        )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
 
 
 def _matrices(weights):

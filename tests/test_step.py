@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import mesh, random_batch, tiny_config
@@ -261,37 +260,3 @@ def test_a_step_that_is_not_finite_changes_nothing_nor_does_any_later_one():
     state, metrics = advance(state, place(good, None, "batch"), np.int32(1), np.int32(2))
     assert np.isfinite(float(metrics["loss"]))
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(to_host, state))
-
-
-def test_moments_lie_where_the_weights_lie():
-    mesh(1, 4, 2)
-    model = decoder.init(tiny_config(), jax.random.key(0))
-    state = init_state(model, optim.optimizer(Optimizer(), 10))
-    for moments in (state.optimizer[1][0].mu, state.optimizer[1][0].nu):
-        jax.tree.map(lambda m, w: _same_sharding(m, w), moments, model)
-
-
-def _same_sharding(moment, weight):
-    assert moment.sharding == weight.sharding
-    assert moment.dtype == jnp.float32
-
-
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
-def test_schedule_rises_to_the_peak_and_ends_where_the_run_ends(kind):
-    config = Optimizer(learning_rate=1.0, schedule=kind, warmup_ratio=0.1, final_ratio=0.2)
-    rates = [float(optim.schedule(config, 100)(i)) for i in range(101)]
-    assert rates[0] == pytest.approx(0.1) and rates[10] == pytest.approx(1.0)
-    assert rates[100] == pytest.approx({"cosine": 0.2, "linear": 0.2, "constant": 1.0}[kind])
-    middle = {"cosine": 0.6, "linear": 0.6, "constant": 1.0}[kind]
-    assert rates[55] == pytest.approx(middle)
-
-
-def test_norms_and_biases_are_not_decayed():
-    model = decoder.init(tiny_config(qkv_bias=True), jax.random.key(0))
-    model = jax.tree.map(lambda leaf: leaf + 1, model)
-    tx = optim.optimizer(Optimizer(learning_rate=1.0, weight_decay=0.5, warmup_ratio=0.0), 10)
-    zeros = jax.tree.map(jnp.zeros_like, model)
-    updates, _ = tx.update(zeros, tx.init(model), model)
-    np.testing.assert_allclose(updates.blocks.q, -0.5 * model.blocks.q, rtol=1e-6)
-    assert not np.any(updates.blocks.attn_norm) and not np.any(updates.norm)
-    assert not np.any(updates.blocks.q_bias)
