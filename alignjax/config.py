@@ -45,6 +45,10 @@ class Data:
     strings: Literal["chat", "plain"] = "chat"  # string columns: turns of a chat, or text as it is
     train_on: Literal["all", "last"] = "all"  # assistant turns of an answer that carry loss
     max_length: int = 1024  # tokens a sequence may have
+    max_prompt_length: int = 0  # of a pair that is too long, cut from the left; 0: it is dropped
+    weights: str = ""  # of data.path's names, as "1,0.1": 0.1 keeps a tenth, 2 takes all twice
+    max_pairs: int = 0  # pairs chosen to train on; 0: all
+    select: Literal["random", "longest", "shortest", "score_gap"] = "random"  # which, for max_pairs
     overlong: Literal["drop", "truncate", "split"] = "drop"  # sft: longer ones (pairs are dropped)
     on_bad_row: Literal["stop", "skip"] = "stop"  # skip: go on, and list them in RUN_DIR/bad_rows
     cache_dir: str = ""  # token and reference caches; empty: $ALIGNJAX_CACHE or ~/.cache/alignjax
@@ -262,6 +266,8 @@ _BOUNDS = {
     "sft_weight": (0, _ANY),
     "centering": (0, _ANY),
     "compute.vocab_chunk": (1, _ANY),
+    "data.max_pairs": (0, _ANY),
+    "data.max_prompt_length": (0, _ANY),
     "batch.pairs": (0, _ANY),
     "batch.sequences": (0, _ANY),
     "batch.rows": (0, _ANY),
@@ -309,6 +315,13 @@ def check(config: Training) -> None:
         raise ValueError("samples.prompts is not for this stage: a reward model gives no answers.")
     if isinstance(config, DPO):
         _check_loss(config)
+    for key in ("max_pairs", "max_prompt_length"):
+        if own == "sequences" and getattr(config.data, key):
+            raise ValueError(f"data.{key} is for pairs, which this stage does not train on.")
+    if config.data.select != "random" and not config.data.max_pairs:
+        raise ValueError(
+            f"data.select={config.data.select} chooses nothing: set data.max_pairs, or leave it."
+        )
     if not config.model.path:
         raise ValueError("model.path is empty: name a model directory, ORG/NAME or GGUF file.")
     if not config.data.path:

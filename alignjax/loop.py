@@ -64,7 +64,7 @@ def _steps(
     rate = optim.schedule(config.optimizer, total)
     useful = run.steps.useful_tokens()
     seen = np.cumsum(useful)
-    epoch = np.cumsum([len(run.steps.plan.step_items(i)) for i in range(total)]) / len(run.train)
+    epoch = np.cumsum([len(run.steps.plan.step_items(i)) for i in range(total)]) / run.epoch_size
     batches = replace(run.steps, ref=base.ref_train).read(first)
     static = {"stage": run.stage, "compute": config.compute, "tx": tx}
     batch = _next(batches, run.rows)

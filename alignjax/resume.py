@@ -87,7 +87,12 @@ def check_model(directory: Path, step: int, source: Source) -> None:
 
 
 def check_length(
-    config: configs.Training, directory: Path, step: int, plan: Plan, lengths: np.ndarray
+    config: configs.Training,
+    directory: Path,
+    step: int,
+    plan: Plan,
+    lengths: np.ndarray,
+    epoch_items: np.ndarray,
 ) -> None:
     """Refuses a run of another length whose steps so far would have been other ones."""
     file = directory / "config.json"
@@ -97,7 +102,7 @@ def check_length(
     if all(then[key] == _keys(config)[key] for key in _LENGTH):
         return
     batch = replace(config.batch, **{key.partition(".")[2]: then[key] for key in _LENGTH})
-    older = plan_training(lengths, batch, config.seed)
+    older = plan_training(lengths, batch, config.seed, epoch_items)
     if len(plan) < step:
         raise ValueError(
             f"{directory}: this run is at step {step} already, but batch.epochs and "

@@ -12,6 +12,7 @@ from alignjax import config as configs
 from alignjax import evaluation, reference
 from alignjax.data.batches import PackedSteps, packed_steps
 from alignjax.data.chat import end_of_turn_id, load_tokenizer
+from alignjax.data.mixture import epoch_items
 from alignjax.data.packing import plan_training
 from alignjax.data.summary import list_bad_rows, show_rows
 from alignjax.data.tokens import TokenSet, token_set
@@ -40,6 +41,7 @@ class Run:
     tokenizer: object
     train: TokenSet
     held_out: TokenSet | None
+    epoch_size: int  # items of an epoch
     steps: PackedSteps
     rows: int  # of a micro-batch
 
@@ -135,8 +137,11 @@ def prepare(config: configs.Training, step: int) -> Run:
             f"checkpoint.best={config.checkpoint.best!r}: no row is held out, so there is nothing "
             "to measure; set data.eval_path or data.eval_fraction."
         )
-    plan = plan_training(train.lengths(), config.batch, config.seed)
-    on_first(lambda: check_length(config, directory, step, plan, train.lengths()))
+    epoch = epoch_items(train, config.data, config.seed)
+    if not len(epoch):
+        raise ValueError(f"data.weights={config.data.weights} leaves no row to train on.")
+    plan = plan_training(train.lengths(), config.batch, config.seed, epoch)
+    on_first(lambda: check_length(config, directory, step, plan, train.lengths(), epoch))
     if not step:
         on_first(lambda: _begin(config, directory, source, sets))
     else:
@@ -150,6 +155,7 @@ def prepare(config: configs.Training, step: int) -> Run:
         tokenizer,
         train,
         held_out if len(held_out) else None,
+        len(epoch),
         packed_steps(train, plan, rows, local=local_rows(rows)),
         rows,
     )
@@ -196,9 +202,10 @@ def _describe(run: Run) -> None:
     rows = np.diff(plan.steps)
     fill = useful.sum() / (rows.sum() * plan.row_length)
     items = [len(plan.step_items(i)) for i in range(len(plan))]
-    epochs = sum(items) / len(run.train)
+    epochs = sum(items) / run.epoch_size
+    drawn = "" if run.epoch_size == len(run.train) else f" (of {len(run.train)})"
     say(
-        f"{run.stage.name}: {len(run.train)} {run.stage.unit} to train on, "
+        f"{run.stage.name}: {run.epoch_size} {run.stage.unit} to train on{drawn}, "
         f"{len(run.held_out) if run.held_out else 0} held out"
     )
     say(

@@ -37,7 +37,7 @@ from alignjax.data.sources import Place, Row
 def test_every_format_gives_the_same_rows(tmp_path, name, content, unit, gz):
     file = write(tmp_path / (name + gz), content)
     places = [Place(str(file), number, unit) for number in (1, 2, 3)]
-    assert read(file) == [Row(p, r, "", True) for p, r in zip(places, ROWS, strict=True)]
+    assert read(file) == [Row(p, r, "", True, 0) for p, r in zip(places, ROWS, strict=True)]
     assert str(places[2]) == f"{file}, {unit} 3"
 
 

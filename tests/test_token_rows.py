@@ -10,6 +10,7 @@ from tokenizers import normalizers
 
 from alignjax.config import Data
 from alignjax.data import chat, tokens
+from alignjax.data.fitting import with_prompt_cut
 
 
 def length(tokenizer, prompt: str, answer: str) -> int:
@@ -46,6 +47,40 @@ def test_overlong_pairs_are_dropped_and_counted(tmp_path, tokenizer, tokenizer_d
         assert made.counts == {"read": 4, dropped: 2, "kept": 2}
         assert np.diff(made.offsets).max() == limit
         assert made.columns == []  # no kept row has a source
+
+
+def test_the_prompt_of_a_pair_that_is_too_long_is_cut_from_the_left(
+    tmp_path, tokenizer, tokenizer_dir
+):
+    data = [
+        pair_row("p" * 40, "chosen", "no"),
+        pair_row("p", "chosen", "no"),
+        pair_row("p" * 40, "c" * 60, "no"),  # too long whatever its prompt is
+    ]
+    path = write(tmp_path / "d.jsonl", data)
+    whole = make(path, tokenizer, tokenizer_dir, tmp_path)
+    limit, budget = 40, 16
+    made = make(
+        path, tokenizer, tokenizer_dir, tmp_path, max_length=limit, max_prompt_length=budget
+    )
+    assert made.lines.tolist() == [1, 2]
+    dropped = f"longer than {limit} tokens, dropped"
+    assert made.counts == {"read": 3, dropped: 1, f"prompt cut to {budget} tokens": 1, "kept": 2}
+    for (ids, mask), (all_ids, all_mask) in zip(
+        sequences(made)[:2], sequences(whole)[:2], strict=True
+    ):
+        cut = len(all_ids) - len(ids)
+        assert mask.index(True) == budget and cut > 0
+        assert (ids, mask) == (all_ids[cut:], all_mask[cut:])
+    assert sequences(made)[2:] == sequences(whole)[2:4]
+
+
+def test_a_token_that_begins_every_text_outlives_a_cut():
+    ids, mask = np.arange(10), np.arange(10) >= 6
+    data = Data(max_length=8, max_prompt_length=3)
+    for bos, expected in ((0, [0, 4, 5, 6, 7, 8, 9]), (None, [3, 4, 5, 6, 7, 8, 9])):
+        (cut, trained), _ = with_prompt_cut([(ids, mask), (ids, mask)], data, bos)[0]
+        assert cut.tolist() == expected and cut[trained].tolist() == [6, 7, 8, 9]
 
 
 def test_overlong_conversations_are_dropped_or_truncated_and_counted(

@@ -98,8 +98,10 @@ def _walk(runs: Iterable[tuple[int, int, int]], capacity: int) -> tuple[np.ndarr
     return np.array(row_of, np.int64), np.diff(begins, append=rows)
 
 
-def plan_training(lengths: np.ndarray, batch: Batch, seed: int) -> Plan:
-    """The plan of a whole run.
+def plan_training(
+    lengths: np.ndarray, batch: Batch, seed: int, epoch_items: np.ndarray | None = None
+) -> Plan:
+    """The plan of a whole run over `epoch_items`, int64 [m], or over every item once an epoch.
 
     With `batch.pairs` or `batch.sequences` = N, every epoch is shuffled, the epochs follow each
     other as one stream, and each N of it make a step, packed within the step; the last step of the
@@ -107,10 +109,11 @@ def plan_training(lengths: np.ndarray, batch: Batch, seed: int) -> Plan:
     each N of the shuffled rows make a step.
     """
     per_step = batch.pairs or batch.sequences
+    pool = np.arange(len(lengths)) if epoch_items is None else epoch_items
     items, sizes, step_rows = [], [], []
     if per_step:
         stream = np.concatenate(
-            [_rng(seed, epoch).permutation(len(lengths)) for epoch in range(batch.epochs)]
+            [_rng(seed, epoch).permutation(pool) for epoch in range(batch.epochs)]
         )
         if batch.max_steps:
             stream = stream[: batch.max_steps * per_step]
@@ -124,7 +127,7 @@ def plan_training(lengths: np.ndarray, batch: Batch, seed: int) -> Plan:
         return _plan(_joined(items), _joined(sizes), _joined(step_rows), batch.row_length)
     for epoch in range(batch.epochs):
         rng = _rng(seed, epoch)
-        ids = rng.permutation(len(lengths))
+        ids = rng.permutation(pool)
         packed, packed_sizes, _ = best_fit(lengths[ids], batch.row_length)
         rows = rng.permutation(len(packed_sizes))
         items.append(ids[packed[_items_of(rows, packed_sizes)]])

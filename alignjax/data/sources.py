@@ -31,6 +31,7 @@ class Row:
     values: dict | None  # None where it cannot be read
     problem: str  # "", or the whole sentence, which begins with the place
     in_split: bool  # whether it belongs to the split that was asked for
+    part: int  # which of the path's names it comes from, counted from 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def digest(data: Data, held_out: bool) -> str:
 
     The settings that divide rows into splits are not part of it.
     """
-    parts = [(source.own_split, source.identity()) for source in _sources(data, held_out)]
+    parts = [(source.own_split, source.identity()) for _, source in _sources(data, held_out)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -68,16 +69,16 @@ def read(data: Data, held_out: bool) -> Iterator[Row]:
     others: set[str] = set()  # splits that rows name and that were not asked for
     found = False
     share = data.eval_fraction if may_divide(data) else 0.0
-    for source in _sources(data, held_out):
+    for part, source in _sources(data, held_out):
         for place, values, problem in source.records():
             if values is None or source.own_split or from_elsewhere:
                 in_split = source.own_split or from_elsewhere or not held_out
-                yield Row(place, values, problem, in_split)
+                yield Row(place, values, problem, in_split, part)
                 continue
             split = values.get("split")
             first = first or (place, split is not None)
             if (split is not None) != first[1]:
-                yield Row(place, None, _uneven(place, *first), not held_out)
+                yield Row(place, None, _uneven(place, *first), not held_out, part)
                 continue
             if split is None:
                 in_split = (hash01(values) < share) == held_out
@@ -86,7 +87,7 @@ def read(data: Data, held_out: bool) -> Iterator[Row]:
                 if len(others) < 10 and not in_split:
                     others.add(str(split))
             found |= in_split
-            yield Row(place, values, "", in_split)
+            yield Row(place, values, "", in_split, part)
     if first and first[1] and not found and must_exist(data, held_out):
         raise no_split(title(data, held_out), wanted, sorted(others), held_out)
 
@@ -102,15 +103,21 @@ def _uneven(place: Place, first: Place, first_has_split: bool) -> str:
 # What a path names
 
 
-def _sources(data: Data, held_out: bool) -> list[_Source]:
+def _sources(data: Data, held_out: bool) -> list[tuple[int, _Source]]:
+    """What the path's names stand for, each with the number of its name."""
     key = "data.eval_path" if held_out and data.eval_path else "data.path"
-    names = _names(title(data, held_out))
+    names = path_names(title(data, held_out))
     if not names:
         raise ValueError(f"{key} is empty: name a file, directory or dataset of rows.")
-    return [source for name in names for source in _resolve(name, key, data, held_out)]
+    return [
+        (part, source)
+        for part, name in enumerate(names)
+        for source in _resolve(name, key, data, held_out)
+    ]
 
 
-def _names(path: str) -> list[str]:
+def path_names(path: str) -> list[str]:
+    """The names that a path lists."""
     return [path] if _exists(path) else [name.strip() for name in path.split(",") if name.strip()]
 
 
@@ -128,7 +135,7 @@ def unread(data: Data) -> list[str]:
     """
     found = []
     for path in dict.fromkeys(path for path in (data.path, data.eval_path) if path):
-        for directory in (Path(name).expanduser() for name in _names(path)):
+        for directory in (Path(name).expanduser() for name in path_names(path)):
             if not directory.is_dir() or _is_saved(directory):
                 continue
             taken = {

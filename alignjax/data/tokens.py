@@ -19,11 +19,12 @@ import numpy as np
 from alignjax.config import Data
 from alignjax.data import rows, sources
 from alignjax.data.chat import Encoded, encode_sides
+from alignjax.data.fitting import fit, with_prompt_cut
 from alignjax.data.formats import Place
 from alignjax.files import whole_directory
 from alignjax.weights.safetensors import COMPANIONS
 
-_VERSION = 3  # of what is stored; a change makes every cache anew
+_VERSION = 5  # of what is stored; a change makes every cache anew
 _CHUNK = 1000  # sides encoded together, enough to keep all cores at work
 _ARRAYS = {
     "tokens": np.int32,
@@ -34,6 +35,7 @@ _ARRAYS = {
     "margin": np.float32,
     "weight": np.float32,
     "source": np.int32,
+    "part": np.int32,
 }
 
 
@@ -52,6 +54,7 @@ class TokenSet:
     margin: np.ndarray  # float32 [items], 0 where the row has none
     weight: np.ndarray  # float32 [items], 1 where the row has none
     source: np.ndarray  # int32 [items], which of `sources` the row names
+    part: np.ndarray  # int32 [items], which of the names in data.path gave the row
     files: list[str]
     units: list[str]  # of each file: what its rows are called, "line" or "row"
     sources: list[str]  # "" where a row names none
@@ -133,6 +136,7 @@ def _key(data: Data, stage: str, held_out: bool, tokenizer, tokenizer_dir: Path)
     settings = [_VERSION, rows.sides_of(stage), held_out, bool(data.eval_path)]
     settings += [tokenizer.chat_template, data.split, data.eval_split, data.eval_fraction]
     settings += [data.strings, data.train_on, data.max_length, data.overlong, data.on_bad_row]
+    settings.append(data.max_prompt_length)
     settings.append(sources.digest(data, held_out))
     digest = hashlib.sha256(json.dumps(settings).encode())
     for name in COMPANIONS:
@@ -150,6 +154,7 @@ class _Read(NamedTuple):
     """A row of the split: an example, or a problem."""
 
     place: Place
+    part: int
     example: rows.Example | None
     carried: dict[str, float | str]
     problem: str
@@ -161,7 +166,7 @@ def _read(data: Data, stage: str, held_out: bool) -> Iterator[_Read | None]:
         if not row.in_split:
             yield None
         elif row.problem:
-            yield _Read(row.place, None, {}, row.problem)
+            yield _Read(row.place, row.part, None, {}, row.problem)
         else:
             yield _example(stage, row, data.strings)
 
@@ -169,9 +174,10 @@ def _read(data: Data, stage: str, held_out: bool) -> Iterator[_Read | None]:
 def _example(stage: str, row: sources.Row, strings: str) -> _Read:
     try:
         example = rows.example(stage, row.values, row.place, strings)
-        return _Read(row.place, example, rows.carried(row.values, row.place), "")
+        carried = rows.carried(row.values, row.place)
+        return _Read(row.place, row.part, example, carried, "")
     except ValueError as error:
-        return _Read(row.place, None, {}, str(error))
+        return _Read(row.place, row.part, None, {}, str(error))
 
 
 def _stop(problem: str) -> ValueError:
@@ -207,6 +213,7 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
                 values["margin"].append(read.carried.get("margin", 0.0))
                 values["weight"].append(read.carried.get("weight", 1.0))
                 values["source"].append(names.setdefault(source, len(names)))
+                values["part"].append(read.part)
                 for ids, mask in item:
                     end += len(ids)
                     largest = max(largest, int(ids.max()))
@@ -251,7 +258,9 @@ def _items(
             line = {"place": place, "problem": problem.removeprefix(f"{place}: ")}
             bad.write(json.dumps(line).encode() + b"\n")
             continue
-        items, changed = _fit(sequences, data.max_length, data.overlong)
+        sequences, cut = with_prompt_cut(sequences, data, tokenizer.bos_token_id)
+        items, changed = fit(sequences, data.max_length, data.overlong)
+        counts[cut] += bool(items)
         counts[changed] += 1
         counts["kept"] += bool(items)
         for item in items:
@@ -293,38 +302,16 @@ def _problem(sequences: list[Encoded], place: Place) -> str:
     return ""
 
 
-def _fit(
-    sequences: list[Encoded], max_length: int, overlong: str
-) -> tuple[list[list[Encoded]], str]:
-    """The items of a row, each within `max_length`, and what was done to the row for it."""
-    if all(len(ids) <= max_length for ids, _ in sequences):
-        return [sequences], ""
-    longer = f"longer than {max_length} tokens"
-    if overlong == "drop" or len(sequences) == 2:
-        return [], f"{longer}, dropped"
-    ids, mask = sequences[0]
-    if overlong == "split":
-        return [[piece] for piece in _pieces(ids, mask, max_length)], f"{longer}, split"
-    if not mask[:max_length].any():
-        return [], "no trained token after truncation, dropped"
-    return [[(ids[:max_length], mask[:max_length])]], f"{longer}, truncated"
-
-
-def _pieces(ids: np.ndarray, mask: np.ndarray, max_length: int) -> Iterator[Encoded]:
-    """Pieces of a long sequence that hold trained tokens, each of them in one piece.
-
-    A piece begins with the last token of the one before, which predicts its second.
-    """
-    assert max_length > 1
-    for start in range(0, len(ids) - 1, max_length - 1):
-        piece = mask[start : start + max_length].copy()
-        piece[0] = False
-        if piece.any():
-            yield ids[start : start + max_length], piece
-
-
 def _in_order(counts: Counter[str]) -> dict[str, int]:
     """What was counted: rows read, those left out or changed where there are any, and rows kept."""
-    ends = ("splits", "tokens, dropped", "truncated", "split", "truncation, dropped", "skipped")
+    ends = (
+        "splits",
+        "tokens, dropped",
+        "tokens",
+        "truncated",
+        "split",
+        "truncation, dropped",
+        "skipped",
+    )
     between = {why: n for end in ends for why, n in counts.items() if n and why.endswith(end)}
     return {"read": counts["read"]} | between | {"kept": counts["kept"]}

@@ -1,0 +1,94 @@
+"""Weights of a mixture and selections: which items an epoch holds, and that a plan takes them."""
+
+import numpy as np
+import pytest
+from conftest import tokens_of
+
+from alignjax.config import Batch, Data
+from alignjax.data.mixture import epoch_items
+from alignjax.data.packing import plan_training
+
+SIZES = (10, 40, 20)  # items of each part
+PARTS = "a.jsonl,b.jsonl,c.jsonl"
+
+
+@pytest.fixture
+def data():
+    """Pairs of three parts; the chosen side of item i has 1 + 7 i mod 70 trained tokens."""
+    items = sum(SIZES)
+    chosen = 1 + 7 * np.arange(items) % items
+    lengths = np.stack([chosen, np.full(items, 3)], 1).ravel() + 1
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    trained = np.ones(offsets[-1], bool)
+    trained[offsets[:-1]] = False
+    found = tokens_of(np.zeros(offsets[-1], np.int32), trained, offsets, sides=2)
+    found.part[:] = np.repeat(np.arange(3), SIZES)
+    found.margin[:] = -np.arange(items) % 9
+    return found
+
+
+def counts(data, **settings) -> list[int]:
+    """Items of each part in an epoch."""
+    items = epoch_items(data, Data(path=PARTS, **settings), 0)
+    assert items.dtype == np.int64 and np.all(np.diff(items) >= 0)
+    return np.bincount(data.part[items], minlength=3).tolist()
+
+
+def test_without_weights_every_item_is_there_once(data):
+    assert epoch_items(data, Data(path=PARTS), 0).tolist() == list(range(70))
+
+
+def test_weights_keep_a_share_or_repeat(data):
+    assert counts(data, weights="1, 0.25, 0") == [10, 10, 0]
+    assert counts(data, weights="2.5,0.1,1") == [25, 4, 20]
+    items = epoch_items(data, Data(path=PARTS, weights="2.5,0,0"), 0)
+    times = np.bincount(items)
+    assert sorted(times.tolist()) == [2] * 5 + [3] * 5
+
+
+def test_a_draw_depends_on_the_seed_alone(data):
+    config = Data(path=PARTS, weights="1,0.5,0.5")
+    one, same, other = (epoch_items(data, config, seed) for seed in (0, 0, 1))
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
+
+
+def test_a_smaller_random_choice_is_part_of_a_larger_one(data):
+    few, more = (set(epoch_items(data, Data(path=PARTS, max_pairs=n), 0)) for n in (10, 30))
+    assert len(few) == 10 and len(more) == 30 and few < more
+    assert few != set(range(10))
+
+
+def test_selections_take_what_they_say(data):
+    tokens = data.trained_counts()[:, 0]
+    longest = epoch_items(data, Data(path=PARTS, max_pairs=9, select="longest"), 0)
+    assert sorted(tokens[longest]) == sorted(tokens)[-9:]
+    shortest = epoch_items(data, Data(path=PARTS, max_pairs=9, select="shortest"), 0)
+    assert sorted(tokens[shortest]) == sorted(tokens)[:9]
+    data.columns.append("margin")
+    widest = epoch_items(data, Data(path=PARTS, max_pairs=9, select="score_gap"), 0)
+    assert sorted(data.margin[widest]) == sorted(data.margin)[-9:]
+
+
+def test_a_choice_is_made_among_what_the_weights_leave(data):
+    assert sum(counts(data, weights="0,1,0", max_pairs=15)[1:2]) == 15
+
+
+def test_a_plan_trains_on_the_epochs_items_alone_and_shuffles_across_parts(data):
+    items = epoch_items(data, Data(path=PARTS, weights="1,0.5,2"), 0)
+    for batch in (Batch(pairs=16, row_length=256, epochs=2), Batch(rows=2, row_length=256)):
+        plan = plan_training(data.lengths(), batch, 0, items)
+        assert sorted(plan.items) == sorted(np.tile(items, batch.epochs))
+    first = data.part[plan_training(data.lengths(), Batch(pairs=16), 0, items).step_items(0)]
+    assert len(set(first.tolist())) == 3
+
+
+def test_what_does_not_fit_is_refused(data):
+    for weights in ("1,1", "1,1,-1", "1,1,x", "1,1,nan"):
+        with pytest.raises(ValueError) as caught:
+            epoch_items(data, Data(path=PARTS, weights=weights), 0)
+        assert str(caught.value) == (
+            f"data.weights={weights}: give one number of at least 0 for each of the 3 names of "
+            "data.path, with commas between."
+        )
+    with pytest.raises(ValueError, match="^data.select=score_gap: no row has a `margin`, by which"):
+        epoch_items(data, Data(path=PARTS, max_pairs=9, select="score_gap"), 0)
