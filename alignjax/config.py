@@ -133,6 +133,7 @@ class SFT(Training):
     """Supervised finetuning on conversations."""
 
     name: str = "sft"  # run name
+    learned_words: Literal["all", "special"] = "all"  # rows of the embedding that learn
 
 
 @dataclass(frozen=True)

@@ -60,13 +60,12 @@ def _steps(
     run: Run, state: State, first: int, base: Baseline, manager, log: metrics.Log
 ) -> tuple[State, int]:
     config, total = run.config, len(run.steps)
-    tx = optim.optimizer(config.optimizer, total)
     rate = optim.schedule(config.optimizer, total)
     useful = run.steps.useful_tokens()
     seen = np.cumsum(useful)
     epoch = np.cumsum([len(run.steps.plan.step_items(i)) for i in range(total)]) / run.epoch_size
     batches = replace(run.steps, ref=base.ref_train).read(first)
-    static = {"stage": run.stage, "compute": config.compute, "tx": tx}
+    static = {"stage": run.stage, "compute": config.compute, "tx": run.optimizer()}
     batch = _next(batches, run.rows)
     with phase("compiling the training step"):
         step_fn = train_step.lower(state, batch, np.int32(1), np.int32(0), **static).compile()

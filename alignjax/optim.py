@@ -1,11 +1,15 @@
 """Optimizers with warm-up and decay, from the config's numbers; the rules are optax's."""
 
 import math
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from alignjax.config import Optimizer
+from alignjax.models.decoder import Decoder
 from alignjax.weights.source import leaf_name
 
 
@@ -25,8 +29,12 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, decay], [warmup])
 
 
-def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
+def optimizer(
+    config: Optimizer, steps: int, words: Sequence[int] | None = None
+) -> optax.GradientTransformation:
     """Clipping by the global norm, then the rule; norms and biases are never decayed.
+
+    With `words` only those rows of the embedding learn, and only they count in the norm.
 
     Every rule's decay is decoupled and scaled by the learning rate. Adafactor takes rates as they
     are, not relative to a weight's size, and keeps no first moment (arXiv 1804.04235); Lion is
@@ -46,7 +54,23 @@ def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
             optax.add_decayed_weights(**decay),
             optax.scale_by_learning_rate(rate),
         )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    clipped = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    if words is None:
+        return clipped
+    kept = optax.stateless(lambda updates, _: _of_words(updates, words))
+    return optax.chain(kept, clipped, kept)  # behind the rule too: it decays weights
+
+
+def _of_words(updates: Decoder, words: Sequence[int]) -> Decoder:
+    """Updates of a model, those of the embedding's other rows set to zero."""
+    chosen_V = np.isin(np.arange(updates.embed.shape[0]), words)
+    rows = jax.typeof(updates.embed).sharding.spec[0]
+    chosen_V1 = jax.reshard(jnp.asarray(chosen_V), jax.P(rows))[:, None]
+
+    def kept(path, leaf):
+        return jnp.where(chosen_V1, leaf, 0) if leaf_name(path) == "embed" else leaf
+
+    return jax.tree_util.tree_map_with_path(kept, updates)
 
 
 def _matrices(weights):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
 from alignjax import config as configs
-from alignjax import evaluation, reference
+from alignjax import evaluation, optim, reference
 from alignjax.data.batches import PackedSteps, packed_steps
-from alignjax.data.chat import end_of_turn_id, load_tokenizer
+from alignjax.data.chat import end_of_turn_id, load_tokenizer, special_ids
 from alignjax.data.mixture import epoch_items
 from alignjax.data.packing import plan_training
 from alignjax.data.summary import list_bad_rows, show_rows
@@ -51,6 +52,12 @@ class Run:
         for stored in (self.source.config, self._generation_config()):
             found |= set(_listed(stored.get("eos_token_id")))
         return sorted(found - {None})
+
+    def optimizer(self) -> optax.GradientTransformation:
+        words = None
+        if getattr(self.config, "learned_words", "all") == "special":
+            words = special_ids(self.tokenizer)
+        return optim.optimizer(self.config.optimizer, len(self.steps), words)
 
     def beside_export(self) -> dict[str, str]:
         """Files of the export that are not the source's, name -> text.

@@ -38,7 +38,7 @@ def train(config: configs.Training) -> int:
 def _train(config: configs.Training) -> int:
     import jax
 
-    from alignjax import checkpoint, metrics, optim, processes, report, samples
+    from alignjax import checkpoint, metrics, processes, report, samples
     from alignjax.loop import fit
     from alignjax.models.decoder import abstract
     from alignjax.progress import phase, say
@@ -53,7 +53,7 @@ def _train(config: configs.Training) -> int:
     manager = checkpoint.open_manager(config)
     first = manager.latest_step() or 0
     run = prepare(config, first)
-    tx = optim.optimizer(config.optimizer, len(run.steps))
+    tx = run.optimizer()
 
     base = stored_baseline(run)
     before = samples.stored(run, 0)

@@ -1,6 +1,7 @@
 """Optimizers: one step by hand, schedules, what is decayed, and where moments lie."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,14 @@ import numpy as np
 import optax
 import pytest
 from conftest import mesh, tiny_config
+from test_step import F32, packed
 
 from alignjax import optim
-from alignjax.config import Optimizer
+from alignjax.config import SFT, Optimizer
 from alignjax.models import decoder
-from alignjax.step import init_state
+from alignjax.sharding import place, to_host
+from alignjax.stages import stage_of
+from alignjax.step import init_state, train_step
 
 
 def test_moments_lie_where_the_weights_lie():
@@ -130,3 +134,25 @@ def test_adafactor_keeps_no_more_than_rows_and_columns():
     state = init_state(model, optim.optimizer(Optimizer(rule="adafactor"), 10))
     weights = sum(leaf.size for leaf in jax.tree.leaves(model))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.optimizer)) < weights / 8
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 2)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_the_embedding_that_do_not_learn_stay_as_they_are(tied, sizes):
+    """Bit for bit and under weight decay, while all other weights learn."""
+    mesh(*sizes)
+    words = [0, 5, 9]
+    config = Optimizer(learning_rate=1e-2, weight_decay=0.1, warmup_ratio=0, eps=1e-12)
+    tx = optim.optimizer(config, 10, words)
+    batch = place(jax.tree.map(lambda a: a[None], packed(1)), None, "batch")
+    state = init_state(decoder.init(tiny_config(tied), jax.random.key(0)), tx)
+    before = jax.tree.map(to_host, state.model)
+    run = partial(train_step, stage=stage_of(SFT()), compute=F32, tx=tx)
+    for step in range(2):
+        state, metrics = run(state, batch, np.int32(1), np.int32(step))
+        assert float(metrics["loss"]) > 0
+    after = jax.tree.map(to_host, state.model)
+    changed = (after.embed != before.embed).any(1)
+    assert np.flatnonzero(changed).tolist() == words
+    assert (after.blocks.q != before.blocks.q).all()
+    assert tied or (after.head[:128] != before.head[:128]).all()

@@ -257,3 +257,10 @@ def _end_of_turn(tokenizer, tail: str) -> int:
         if ends:
             return min(ends)
     return 0
+
+
+def special_ids(tokenizer) -> list[int]:
+    """Tokens that are no text: begins and ends of texts and turns, and what else is marked so."""
+    added = tokenizer.added_tokens_decoder.items()
+    marked = {number for number, token in added if token.special}
+    return sorted(marked | set(tokenizer.all_special_ids))
