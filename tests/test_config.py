@@ -90,18 +90,35 @@ def test_loads_by_path_relative_and_absolute(tmp_path, monkeypatch):
     assert configs.load(str(file)) == DPO(name="mine", beta=0.25)
 
 
-def test_names_are_the_files_with_their_first_lines():
+def test_names_are_those_of_the_files_and_tables_with_a_line_each():
     assert list(configs.names()) == NAMES
     first = "SFT of SmolLM2-135M-Instruct on a sample of databricks-dolly-15k's conversations."
     assert configs.names()["sft_smollm2"] == first
+
+
+def test_a_file_holds_one_config_or_a_table(tmp_path, monkeypatch):
+    begin = '"""What it is.\n\nAnd more."""\nfrom alignjax.config import DPO, SFT\n'
+    (tmp_path / "one.py").write_text(begin + "config = DPO(name='one')\n")
+    table = "configs = {'b': ('Second.', SFT(name='b')), 'a': ('First.', DPO(name='a'))}\n"
+    (tmp_path / "paper.py").write_text(begin + table)
+    (tmp_path / "_hidden.py").write_text("config = 1\n")
+    monkeypatch.setattr(configs, "config_dir", lambda: tmp_path)
+    assert list(configs.names().items()) == [
+        ("one", "What it is."),
+        ("b", "Second."),
+        ("a", "First."),
+    ]
+    assert (configs.load("one"), configs.load("b")) == (DPO(name="one"), SFT(name="b"))
+    with pytest.raises(ValueError, match="one of: one, b, a"):
+        configs.load("paper")
 
 
 def test_unknown_name_lists_the_names():
     with pytest.raises(ValueError) as caught:
         configs.load("dpo_llama9")
     assert str(caught.value) == (
-        f"--config=dpo_llama9: there is no {ROOT / 'configs' / 'dpo_llama9.py'}; give a path "
-        f"ending in .py or one of: {', '.join(NAMES)}."
+        "--config=dpo_llama9: there is no such config or file; give a path ending in .py or one "
+        f"of: {', '.join(NAMES)}."
     )
 
 
