@@ -4,8 +4,8 @@ Imports no jax: a command parses its arguments before anything slow is imported.
 a field is its help text.
 """
 
-import importlib.util
 import os
+import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -164,34 +164,39 @@ def config_dir() -> Path:
 
 
 def names() -> dict[str, str]:
-    """Named configs, each with the first line of its docstring."""
-    found = {}
-    for file in sorted(config_dir().glob("[!_]*.py")):
-        first = file.read_text(encoding="utf-8").lstrip().removeprefix('"""').split("\n", 1)[0]
-        found[file.stem] = first.rstrip('"').strip()
-    return found
+    """Named configs, each with a line that says what it is."""
+    return {name: line for name, (line, _) in _named().items()}
 
 
 def load(name: str) -> Training:
-    """The `config` of configs/NAME.py, or of the Python file at a path.
+    """The named config of configs/, or the `config` of the Python file at a path.
 
     Raises ValueError for a name that does not exist, or a file that holds no config.
     """
-    file = Path(name) if name.endswith(".py") else config_dir() / f"{name}.py"
-    if not file.is_file():
+    if name.endswith(".py") and Path(name).is_file():
+        config = runpy.run_path(name).get("config")
+    elif name in (named := _named()):
+        config = named[name][1]
+    else:
         raise ValueError(
-            f"--config={name}: there is no {file}; give a path ending in .py or one of: "
-            f"{', '.join(names())}."
+            f"--config={name}: there is no such config or file; give a path ending in .py or one "
+            f"of: {', '.join(named)}."
         )
-    module_spec = importlib.util.spec_from_file_location(f"alignjax_config_{file.stem}", file)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    config = vars(module).get("config")
     if not isinstance(config, Training):
         raise ValueError(
-            f"{file}: set `config` to an SFT(...), RM(...) or DPO(...) of alignjax.config."
+            f"{name}: set `config` to an SFT(...), RM(...) or DPO(...) of alignjax.config."
         )
     return config
+
+
+def _named() -> dict[str, tuple[str, Training]]:
+    """Name -> (line, config): each file's `config` by the file's name, or its table `configs`."""
+    found = {}
+    for file in sorted(config_dir().glob("[!_]*.py")):
+        values = runpy.run_path(str(file))
+        line = (values["__doc__"] or "").partition("\n")[0]
+        found |= values.get("configs", {file.stem: (line, values.get("config"))})
+    return found
 
 
 def parse(command: str, arguments: Sequence[str] | None = None) -> Training:

@@ -11,9 +11,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from alignjax.config import Training
+from alignjax.models.decoder import DecoderConfig
 from alignjax.models.presets import PRESETS
 
 CONFIG = replace(
@@ -90,44 +93,55 @@ def tpu_mesh(fsdp: int, tensor: int) -> None:
     jax.set_mesh(jax.make_mesh((1, fsdp, tensor), sharding.AXES, devices=chips))
 
 
-def training_step(stage: str, fsdp: int, tensor: int, dtype: str, directory: Path) -> None:
+def traced(config: Training, c: DecoderConfig, resolve: Callable = lambda shapes: shapes):
+    """The training step of a config for a model of such sizes, on the mesh in use, to be lowered.
+
+    `resolve` puts abstract arrays on the devices of the mesh, where it has any.
+    """
     import jax
     import jax.numpy as jnp
 
-    from alignjax import compiled, optim, sharding
-    from alignjax.config import DPO, RM, SFT, Compute, Optimizer
+    from alignjax import optim, sharding
     from alignjax.data.batches import Batch
     from alignjax.models import decoder
     from alignjax.stages import stage_of
     from alignjax.step import State, train_step
 
+    stage, tx = stage_of(config), optim.optimizer(config.optimizer, 100)
+    state = jax.eval_shape(
+        lambda model: State(model, tx.init(model), jnp.zeros((), jnp.int32)),
+        resolve(decoder.abstract(replace(c, scored=stage.name == "rm"))),
+    )
+    mesh = jax.sharding.get_abstract_mesh()
+    split = jax.sharding.NamedSharding(mesh, sharding.spec(None, "batch"))
+    rows = config.batch.rows_per_device * sharding.axis_size("batch")
+
+    def array(*shape, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct((1, rows, *shape), dtype, sharding=split)
+
+    sides = 1 if stage.name == "sft" else 2
+    tokens = [array(config.batch.row_length) for _ in range(4)]
+    items = (array(8, sides, dtype=jnp.float32), *(array(8, dtype=jnp.float32) for _ in range(2)))
+    batch = Batch(*tokens, array(8), *items)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    arguments = (*resolve((state, batch)), number, number)
+    return train_step.trace(*arguments, stage=stage, compute=config.compute, tx=tx)
+
+
+def training_step(stage: str, fsdp: int, tensor: int, dtype: str, directory: Path) -> None:
+    import jax
+
+    from alignjax import compiled, sharding
+    from alignjax.config import DPO, RM, SFT, Batch, Compute
+
     if dtype == "float32":  # or XLA rounds what it multiplies to bfloat16, and sends it so
         jax.config.update("jax_default_matmul_precision", "highest")
     tpu_mesh(fsdp, tensor)
-    tx = optim.optimizer(Optimizer(), 100)
-    state = jax.eval_shape(
-        lambda model: State(model, tx.init(model), jnp.zeros((), jnp.int32)),
-        sharding.concrete(decoder.abstract(replace(CONFIG, scored=stage == "rm"))),
+    kind = {"dpo": DPO, "rm": RM, "sft": SFT}[stage]
+    config = kind(compute=Compute(dtype=dtype), batch=Batch(row_length=LENGTH))
+    traced(config, CONFIG, sharding.concrete).lower().compile(
+        compiler_options=compiled.dump_options(directory)
     )
-    rows = jax.sharding.NamedSharding(jax.sharding.get_mesh(), sharding.spec(None, "batch"))
-
-    def array(*shape, dtype=jnp.int32):
-        return jax.ShapeDtypeStruct((1, fsdp, *shape), dtype, sharding=rows)
-
-    sides = 1 if stage == "sft" else 2
-    tokens = [array(LENGTH) for _ in range(4)]
-    pairs = (array(8, sides, dtype=jnp.float32), *(array(8, dtype=jnp.float32) for _ in range(2)))
-    batch = Batch(*tokens, array(8), *pairs)
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-    train_step.lower(
-        sharding.concrete(state),
-        batch,
-        number,
-        number,
-        stage=stage_of({"dpo": DPO, "rm": RM, "sft": SFT}[stage]()),
-        compute=Compute(dtype=dtype),
-        tx=tx,
-    ).compile(compiler_options=compiled.dump_options(directory))
 
 
 if __name__ == "__main__":
