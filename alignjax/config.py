@@ -43,7 +43,7 @@ class Data:
     eval_split: str = "test"  # held-out rows, likewise
     eval_fraction: float = 0.0  # share of prompts held out, by hash, where no `split` column is
     strings: Literal["chat", "plain"] = "chat"  # string columns: turns of a chat, or text as it is
-    train_on: Literal["all", "last"] = "all"  # assistant turns of an answer that carry loss
+    train_on: Literal["all", "last", "everything"] = "all"  # turns of an answer, or (sft) all text
     max_length: int = 1024  # tokens a sequence may have
     max_prompt_length: int = 0  # of a pair that is too long, cut from the left; 0: it is dropped
     weights: str = ""  # of data.path's names, as "1,0.1": 0.1 keeps a tenth, 2 takes all twice
@@ -321,6 +321,8 @@ def check(config: Training) -> None:
         raise ValueError("samples.prompts is not for this stage: a reward model gives no answers.")
     if isinstance(config, DPO):
         _check_loss(config)
+    if own == "pairs" and config.data.train_on == "everything":
+        raise ValueError("data.train_on=everything is for sft: the sides of a pair share a prompt.")
     for key in ("max_pairs", "max_prompt_length"):
         if own == "sequences" and getattr(config.data, key):
             raise ValueError(f"data.{key} is for pairs, which this stage does not train on.")

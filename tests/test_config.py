@@ -30,6 +30,7 @@ NAMES = [
     *(f"xwin_{name}" for name in XWIN),
     *XWIN,
     "zephyr_7b_dpo",
+    *(f"zephyr_7b_dpo_{part}" for part in (5, 10, 20, 40)),
 ]
 RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pairs=4))
 
@@ -206,8 +207,8 @@ def test_an_ill_typed_value_exits_with_2(argument, said, capsys):
         (
             ["--config=sft_smollm2", "--beta=0.1"],
             "--beta: there is no such key; there are batch.*, checkpoint.*, compute.*, data.*, "
-            "export.*, log.*, mesh.*, model.*, name, optimizer.*, run_dir, samples.*, "
-            "seed, wandb.",
+            "export.*, learned_words, log.*, mesh.*, model.*, name, optimizer.*, run_dir, "
+            "samples.*, seed, wandb.",
         ),
     ],
 )

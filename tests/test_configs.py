@@ -15,6 +15,7 @@ from lowering import traced
 from alignjax import config as configs
 from alignjax import sharding
 from alignjax.config import DPO, RM, SFT, Mesh, Training
+from alignjax.data.sources import path_names
 from alignjax.models import decoder
 from alignjax.models.decoder import DecoderConfig
 from alignjax.models.presets import PRESETS
@@ -169,3 +170,16 @@ def test_has_the_published_settings(name):
     found = (tx.learning_rate, tx.schedule, tx.warmup_ratio, tx.b2, batch.epochs)
     beta = getattr(config, "beta", None)
     assert PUBLISHED[name] == (*found, batch.pairs or batch.rows, beta, config.data.max_length)
+
+
+def test_parts_of_ultrafeedback():
+    found = [configs.load(f"zephyr_7b_dpo_{part}").data.max_pairs for part in (5, 10, 20, 40)]
+    assert found == [3056, 6113, 12227, 24454]
+
+
+@pytest.mark.parametrize("name", ["lion_gemma2b_dpo", "lion_llama3_8b_dpo"])
+def test_a_mixture_has_a_weight_for_each_set(name):
+    data = configs.load(name).data
+    weights = dict(zip(path_names(data.path), map(float, data.weights.split(",")), strict=True))
+    assert weights["Columbia-NLP/DPO-PKU-SafeRLHF"] == 0.1
+    assert weights["Columbia-NLP/DPO-Nectar"] == (1 if "llama" in name else 0.25)

@@ -76,6 +76,9 @@ def test_sft_items_have_one_side(tmp_path, tokenizer, tokenizer_dir):
     assert made.trained_counts().tolist() == [[3], [4]]  # bytes and <|im_end|>
     last = make(path, tokenizer, tokenizer_dir, tmp_path, "sft", train_on="last")
     assert last.trained_counts().tolist() == [[3], [2]]
+    everything = make(path, tokenizer, tokenizer_dir, tmp_path, "sft", train_on="everything")
+    assert everything.trained_counts().ravel().tolist() == (everything.lengths() - 1).tolist()
+    assert everything.tokens.tolist() == made.tokens.tolist()
 
 
 def test_second_time_nothing_is_tokenized(tmp_path, tokenizer, tokenizer_dir, monkeypatch):

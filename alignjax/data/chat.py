@@ -67,8 +67,8 @@ def encode_sides(
 
     Each side comes with its row's place. Trained are the assistant turns of the answer (`train_on`
     "all", or only the "last"), each from behind its header through its end-of-turn token. Plain
-    text is trained from the prompt's end through an EOS token. Raises ValueError itself where the
-    tokenizer lacks what every side needs.
+    text is trained from the prompt's end through an EOS token. With `train_on` "everything" all
+    tokens are. Raises ValueError itself where the tokenizer lacks what every side needs.
     """
     found: dict[int, Encoded | ValueError] = {}
     plain = [i for i, (side, _) in enumerate(sides) if isinstance(side.answer, str)]
@@ -78,6 +78,10 @@ def encode_sides(
     if chats:
         encoded = _encode_chats(tokenizer, [sides[i] for i in chats], train_on)
         found |= zip(chats, encoded, strict=True)
+    if train_on == "everything":
+        for side in found.values():
+            if not isinstance(side, ValueError):
+                side[1][:] = True
     return [found[i] for i in range(len(sides))]
 
 
