@@ -155,6 +155,7 @@ def alignjax_steps(settings: Settings, stage: str, name: str) -> dict:
         margin=none,
         weight=none + 1,
         source=none,
+        turns=none,
         files=[""],
         units=["row"],
         sources=[""],

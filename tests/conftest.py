@@ -193,6 +193,7 @@ def tokens_of(tokens, trained, offsets, sides: int, key: str = ""):
         margin=np.zeros(items, np.float32),
         weight=np.ones(items, np.float32),
         source=np.zeros(items, np.int32),
+        turns=np.ones(items, np.int32),
         files=["f"],
         units=["line"],
         sources=[""],

@@ -23,7 +23,7 @@ from alignjax.data.formats import Place
 from alignjax.files import whole_directory
 from alignjax.weights.safetensors import COMPANIONS
 
-_VERSION = 3  # of what is stored; a change makes every cache anew
+_VERSION = 4  # of what is stored; a change makes every cache anew
 _CHUNK = 1000  # sides encoded together, enough to keep all cores at work
 _ARRAYS = {
     "tokens": np.int32,
@@ -34,6 +34,7 @@ _ARRAYS = {
     "margin": np.float32,
     "weight": np.float32,
     "source": np.int32,
+    "turns": np.int32,
 }
 
 
@@ -52,6 +53,7 @@ class TokenSet:
     margin: np.ndarray  # float32 [items], 0 where the row has none
     weight: np.ndarray  # float32 [items], 1 where the row has none
     source: np.ndarray  # int32 [items], which of `sources` the row names
+    turns: np.ndarray  # int32 [items], user turns of the prompt; 0 where it is plain text
     files: list[str]
     units: list[str]  # of each file: what its rows are called, "line" or "row"
     sources: list[str]  # "" where a row names none
@@ -207,6 +209,7 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
                 values["margin"].append(read.carried.get("margin", 0.0))
                 values["weight"].append(read.carried.get("weight", 1.0))
                 values["source"].append(names.setdefault(source, len(names)))
+                values["turns"].append(rows.user_turns(read.example))
                 for ids, mask in item:
                     end += len(ids)
                     largest = max(largest, int(ids.max()))
