@@ -1,6 +1,6 @@
 """Refuses settings that cannot work, or not together, before anything is loaded."""
 
-from alignjax.config import RM, SFT, Data, Model, Training, flat, to_dict
+from alignjax.config import RM, SFT, Data, Model, RMEval, Training, flat, to_dict
 
 _ANY = float("inf")
 # What a number may be: the least and the most.
@@ -56,7 +56,18 @@ def check_training(config: Training) -> None:
     _check_data(config.data, batch.row_length, 2 if own == "pairs" else 1)
 
 
-def _check_bounds(config: Training) -> None:
+def check_evaluation(config: RMEval) -> None:
+    """Raises ValueError for what an evaluation cannot begin with."""
+    _check_bounds(config)
+    _check_model(config.model)
+    if not (config.data.path or config.data.eval_path):
+        raise ValueError(
+            "data.path and data.eval_path are empty: name files, a dataset directory or ORG/NAME."
+        )
+    _check_data(config.data, config.batch.row_length, 2)
+
+
+def _check_bounds(config: Training | RMEval) -> None:
     values = flat(to_dict(config))
     for key, (low, high) in _BOUNDS.items():
         value = values.get(key, low)

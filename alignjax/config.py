@@ -146,6 +146,29 @@ class DPO(Training):
     label_smoothing: float = 0.0  # probability that a preference is flipped (conservative DPO)
 
 
+@dataclass(frozen=True)
+class Rows:
+    row_length: int = 2048  # tokens a packed row
+    rows_per_device: int = 4  # rows scored at one time on each data-parallel device
+
+
+@dataclass(frozen=True)
+class RMEval:
+    """How often a reward model prefers the chosen side of held-out pairs."""
+
+    name: str = "rm_eval"  # what its tables are called
+    out: str = ""  # directory for results.json and pairs.jsonl, here or on gs://; empty: none
+    model: Model = field(default_factory=Model)
+    compute: Compute = field(default_factory=Compute)
+    mesh: Mesh = field(default_factory=Mesh)
+    data: Data = field(default_factory=Data)
+    batch: Rows = field(default_factory=Rows)
+
+
+# Each command, and the configs it takes; the last is the one whose keys a bare --help lists.
+COMMANDS = {"alignjax.train": (SFT, RM, DPO), "alignjax.evaluate": (RMEval,)}
+
+
 def config_dir() -> Path:
     """Where named configs lie: in the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
@@ -162,10 +185,10 @@ def names() -> dict[str, str]:
     return found
 
 
-def load(name: str) -> Training:
+def load(name: str, command: str = "alignjax.train") -> Training | RMEval:
     """The `config` of configs/NAME.py, or of the Python file at a path.
 
-    Raises ValueError for a name that does not exist, or a file that holds no config.
+    Raises ValueError for a name that does not exist, or a file that holds no config of the command.
     """
     file = Path(name) if name.endswith(".py") else config_dir() / f"{name}.py"
     if not file.is_file():
@@ -177,27 +200,31 @@ def load(name: str) -> Training:
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     config = vars(module).get("config")
-    if not isinstance(config, Training):
-        raise ValueError(
-            f"{file}: set `config` to an SFT(...), RM(...) or DPO(...) of alignjax.config."
-        )
+    wanted = " or ".join(f"{kind.__name__}(...)" for kind in COMMANDS[command])
+    for other, kinds in COMMANDS.items():
+        if other != command and isinstance(config, kinds):
+            raise ValueError(
+                f"{file}: its config is for python -m {other}; {command} takes {wanted}."
+            )
+    if not isinstance(config, COMMANDS[command]):
+        raise ValueError(f"{file}: set `config` to {wanted} of alignjax.config.")
     return config
 
 
-def parse(command: str, arguments: Sequence[str] | None = None) -> Training:
+def parse(command: str, arguments: Sequence[str] | None = None) -> Training | RMEval:
     """The config that command-line arguments name, with their typed overrides applied."""
     import tyro
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = _take_config(arguments)
-    config = DPO() if name is None else load(name)
+    config = COMMANDS[command][-1]() if name is None else load(name, command)
     _check_names(rest, config)
     listing = "Configs:\n" + "\n".join(f"  {key}: {line}" for key, line in names().items())
     usage = f"python -m {command} --config=NAME|PATH [--a.b=value ...]"
     if name is None and not {"-h", "--help"} & set(rest):
         raise ValueError(f"which run? {usage}\n{listing}")
     about = f"{usage}\n\n{listing}\n\n"
-    about += "Keys of a dpo run:" if name is None else f"Keys and defaults of {name}:"
+    about += f"Keys of a {config.name} run:" if name is None else f"Keys and defaults of {name}:"
     return tyro.cli(
         type(config),
         prog=f"python -m {command}",
@@ -208,7 +235,7 @@ def parse(command: str, arguments: Sequence[str] | None = None) -> Training:
     )
 
 
-def _check_names(arguments: list[str], config: Training) -> None:
+def _check_names(arguments: list[str], config: Training | RMEval) -> None:
     """Refuses an override of a key that does not exist, with the keys that do."""
     keys = set(flat(to_dict(config)))
     for argument in arguments:
@@ -262,7 +289,7 @@ def run_dir(config: Training) -> Path:
     return location(config.run_dir or f"runs/{config.name}")
 
 
-def cache_dir(config: Training) -> Path:
+def cache_dir(config: Training | RMEval) -> Path:
     """Where downloads, tokens and reference log-probs are kept between runs."""
     default = os.environ.get("ALIGNJAX_CACHE") or Path.home() / ".cache" / "alignjax"
     return Path(config.data.cache_dir or default).expanduser()

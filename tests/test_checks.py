@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from alignjax.checks import check_training
-from alignjax.config import DPO, SFT, Batch, Data, Model
+from alignjax.checks import check_evaluation, check_training
+from alignjax.config import DPO, SFT, Batch, Data, Model, RMEval, Rows
 
 RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pairs=4))
 
@@ -73,3 +73,31 @@ def test_check_passes_what_just_fits():
     )
     fits = Batch(rows=4, row_length=512)
     check_training(SFT(model=Model("m"), data=Data("d", max_length=512), batch=fits))
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            RMEval(data=Data("d")),
+            "model.path is empty: name a model directory, ORG/NAME or GGUF file.",
+        ),
+        (
+            RMEval(model=Model("m")),
+            "data.path and data.eval_path are empty: name files, a dataset directory or ORG/NAME.",
+        ),
+        (
+            RMEval(model=Model("m"), data=Data("d", max_length=65), batch=Rows(row_length=128)),
+            "data.max_length=65 does not fit 2 to a row of batch.row_length=128: make it 64 or "
+            "less.",
+        ),
+        (
+            RMEval(model=Model("m"), data=Data("d"), batch=Rows(rows_per_device=0)),
+            "batch.rows_per_device=0: it must be at least 1.",
+        ),
+    ],
+)
+def test_check_refuses_an_evaluation(config, sentence):
+    with pytest.raises(ValueError) as caught:
+        check_evaluation(config)
+    assert str(caught.value) == sentence

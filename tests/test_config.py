@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from alignjax import config as configs
-from alignjax.checks import check_training
-from alignjax.config import DPO, RM, SFT, Batch, Data, Model, Training
+from alignjax.checks import check_evaluation, check_training
+from alignjax.config import DPO, RM, SFT, Batch, Data, Model, RMEval, Training
 
 ROOT = Path(configs.__file__).resolve().parents[1]
 NAMES = ["dpo_smollm2", "dpo_smollm2_ultrafeedback", "rm_smollm2", "sft_smollm2"]
+EVALUATIONS = ["rm_eval"]
+ALL_NAMES = sorted([*NAMES, *EVALUATIONS])
 RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pairs=4))
 
 
@@ -92,7 +94,7 @@ def test_loads_by_path_relative_and_absolute(tmp_path, monkeypatch):
 
 
 def test_names_are_the_files_with_their_first_lines():
-    assert list(configs.names()) == NAMES
+    assert list(configs.names()) == ALL_NAMES
     first = "SFT of SmolLM2-135M-Instruct on a sample of databricks-dolly-15k's conversations."
     assert configs.names()["sft_smollm2"] == first
 
@@ -102,7 +104,7 @@ def test_unknown_name_lists_the_names():
         configs.load("dpo_llama9")
     assert str(caught.value) == (
         f"--config=dpo_llama9: there is no {ROOT / 'configs' / 'dpo_llama9.py'}; give a path "
-        f"ending in .py or one of: {', '.join(NAMES)}."
+        f"ending in .py or one of: {', '.join(ALL_NAMES)}."
     )
 
 
@@ -111,7 +113,7 @@ def test_file_without_a_config_is_refused(tmp_path):
     file.write_text("config = {'beta': 0.1}\n")
     with pytest.raises(ValueError) as caught:
         configs.load(str(file))
-    sentence = f"{file}: set `config` to an SFT(...), RM(...) or DPO(...) of alignjax.config."
+    sentence = f"{file}: set `config` to SFT(...) or RM(...) or DPO(...) of alignjax.config."
     assert str(caught.value) == sentence
 
 
@@ -191,7 +193,7 @@ def test_no_config_says_which_there_are():
     assert first == "which run? python -m alignjax.train --config=NAME|PATH [--a.b=value ...]"
     listed = [line.split(":")[0].strip() for line in listing.splitlines()[1:]]
     assert listing.splitlines()[0] == "Configs:"
-    assert listed == NAMES
+    assert listed == ALL_NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -201,12 +203,37 @@ def test_every_config_loads_and_passes(name):
     assert config.name == name
 
 
-@pytest.mark.parametrize("name", ["", "dpo_smollm2", "sft_smollm2"])
-def test_help_tells_every_key_with_its_comment_and_default(name):
-    done = python("-m", "alignjax.train", *([f"--config={name}"] if name else []), "--help")
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_every_config_of_an_evaluation_loads_and_passes(name):
+    config = configs.load(name, "alignjax.evaluate")
+    check_evaluation(config)
+    assert config.name == name
+
+
+def test_a_config_of_another_command_is_refused_with_its_name():
+    with pytest.raises(ValueError) as caught:
+        configs.load("rm_eval")
+    assert str(caught.value) == (
+        f"{ROOT / 'configs' / 'rm_eval.py'}: its config is for python -m alignjax.evaluate; "
+        "alignjax.train takes SFT(...) or RM(...) or DPO(...)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("alignjax.train", ""),
+        ("alignjax.train", "dpo_smollm2"),
+        ("alignjax.train", "sft_smollm2"),
+        ("alignjax.evaluate", ""),
+        ("alignjax.evaluate", "rm_eval"),
+    ],
+)
+def test_help_tells_every_key_with_its_comment_and_default(command, name):
+    done = python("-m", command, *([f"--config={name}"] if name else []), "--help")
     assert (done.returncode, done.stderr) == (0, "")
     told = help_entries(done.stdout)
-    config = configs.load(name) if name else DPO()
+    config = configs.load(name, command) if name else configs.COMMANDS[command][-1]()
     helps = comments(config)
     assert set(helps) == set(leaves(config))
     assert set(told) == {key.replace("_", "-") for key in helps}
@@ -219,13 +246,13 @@ def test_help_tells_every_key_with_its_comment_and_default(name):
         assert f"{config_name}: {line}" in " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("stage", [SFT(), RM(), DPO()])
+@pytest.mark.parametrize("stage", [SFT(), RM(), DPO(), RMEval()])
 def test_every_leaf_has_a_comment(stage):
     for key, comment in comments(stage).items():
         assert len(comment) > 3, key
 
 
-@pytest.mark.parametrize("module", ["alignjax", "alignjax.config"])
+@pytest.mark.parametrize("module", ["alignjax", "alignjax.config", "alignjax.evaluate"])
 def test_import_brings_in_nothing_slow(module):
     code = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = python("-c", code)
