@@ -156,6 +156,29 @@ class DPO(Training):
     sft_weight: float = 0.0  # of the chosen side's loss a token, added to the pair's
 
 
+@dataclass(frozen=True)
+class Rows:
+    row_length: int = 2048  # tokens a packed row
+    rows_per_device: int = 4  # rows scored at one time on each data-parallel device
+
+
+@dataclass(frozen=True)
+class RMEval:
+    """How often a reward model prefers the chosen side of held-out pairs."""
+
+    name: str = "rm_eval"  # what its tables are called
+    out: str = ""  # directory for results.json and pairs.jsonl, here or on gs://; empty: none
+    model: Model = field(default_factory=Model)
+    compute: Compute = field(default_factory=Compute)
+    mesh: Mesh = field(default_factory=Mesh)
+    data: Data = field(default_factory=Data)
+    batch: Rows = field(default_factory=Rows)
+
+
+# Each command, and the configs it takes; the last is the one whose keys a bare --help lists.
+COMMANDS = {"alignjax.train": (SFT, RM, DPO), "alignjax.evaluate": (RMEval,)}
+
+
 def config_dir() -> Path:
     """Where named configs lie: in the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
@@ -163,15 +186,16 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def names() -> dict[str, str]:
-    """Named configs, each with a line that says what it is."""
-    return {name: line for name, (line, _) in _named().items()}
+def names(command: str = "alignjax.train") -> dict[str, str]:
+    """Named configs of a command, each with a line that says what it is."""
+    kinds = COMMANDS[command]
+    return {name: line for name, (line, config) in _named().items() if isinstance(config, kinds)}
 
 
-def load(name: str) -> Training:
+def load(name: str, command: str = "alignjax.train") -> Training | RMEval:
     """The named config of configs/, or the `config` of the Python file at a path.
 
-    Raises ValueError for a name that does not exist, or a file that holds no config.
+    Raises ValueError for a name that does not exist, or a file that holds no config of the command.
     """
     if name.endswith(".py") and Path(name).is_file():
         config = runpy.run_path(name).get("config")
@@ -180,16 +204,20 @@ def load(name: str) -> Training:
     else:
         raise ValueError(
             f"--config={name}: there is no such config or file; give a path ending in .py or one "
-            f"of: {', '.join(named)}."
+            f"of: {', '.join(names(command))}."
         )
-    if not isinstance(config, Training):
-        raise ValueError(
-            f"{name}: set `config` to an SFT(...), RM(...) or DPO(...) of alignjax.config."
-        )
+    wanted = " or ".join(f"{kind.__name__}(...)" for kind in COMMANDS[command])
+    for other, kinds in COMMANDS.items():
+        if other != command and isinstance(config, kinds):
+            raise ValueError(
+                f"{name}: its config is for python -m {other}; {command} takes {wanted}."
+            )
+    if not isinstance(config, COMMANDS[command]):
+        raise ValueError(f"{name}: set `config` to {wanted} of alignjax.config.")
     return config
 
 
-def _named() -> dict[str, tuple[str, Training]]:
+def _named() -> dict[str, tuple[str, Training | RMEval]]:
     """Name -> (line, config): each file's `config` by the file's name, or its table `configs`."""
     found = {}
     for file in sorted(config_dir().glob("[!_]*.py")):
@@ -199,20 +227,20 @@ def _named() -> dict[str, tuple[str, Training]]:
     return found
 
 
-def parse(command: str, arguments: Sequence[str] | None = None) -> Training:
+def parse(command: str, arguments: Sequence[str] | None = None) -> Training | RMEval:
     """The config that command-line arguments name, with their typed overrides applied."""
     import tyro
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = _take_config(arguments)
-    config = DPO() if name is None else load(name)
+    config = COMMANDS[command][-1]() if name is None else load(name, command)
     _check_names(rest, config)
-    listing = "Configs:\n" + "\n".join(f"  {key}: {line}" for key, line in names().items())
+    listing = "Configs:\n" + "\n".join(f"  {key}: {line}" for key, line in names(command).items())
     usage = f"python -m {command} --config=NAME|PATH [--a.b=value ...]"
     if name is None and not {"-h", "--help"} & set(rest):
         raise ValueError(f"which run? {usage}\n{listing}")
     about = f"{usage}\n\n{listing}\n\n"
-    about += "Keys of a dpo run:" if name is None else f"Keys and defaults of {name}:"
+    about += f"Keys of a {config.name} run:" if name is None else f"Keys and defaults of {name}:"
     return tyro.cli(
         type(config),
         prog=f"python -m {command}",
@@ -223,7 +251,7 @@ def parse(command: str, arguments: Sequence[str] | None = None) -> Training:
     )
 
 
-def _check_names(arguments: list[str], config: Training) -> None:
+def _check_names(arguments: list[str], config: Training | RMEval) -> None:
     """Refuses an override of a key that does not exist, with the keys that do."""
     keys = set(flat(to_dict(config)))
     for argument in arguments:
@@ -262,113 +290,6 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return name, rest
 
 
-_ANY = float("inf")
-# What a number may be: the least and the most.
-_BOUNDS = {
-    "seed": (0, 2**32 - 1),
-    "beta": (0, _ANY),
-    "label_smoothing": (0, 0.5),
-    "margin": (0, _ANY),
-    "sft_weight": (0, _ANY),
-    "centering": (0, _ANY),
-    "compute.vocab_chunk": (1, _ANY),
-    "data.max_pairs": (0, _ANY),
-    "data.max_prompt_length": (0, _ANY),
-    "batch.pairs": (0, _ANY),
-    "batch.sequences": (0, _ANY),
-    "batch.rows": (0, _ANY),
-    "batch.row_length": (1, _ANY),
-    "batch.rows_per_device": (1, _ANY),
-    "batch.epochs": (1, _ANY),
-    "batch.max_steps": (0, _ANY),
-    "optimizer.learning_rate": (0, _ANY),
-    "optimizer.warmup_ratio": (0, 1),
-    "optimizer.final_ratio": (0, 1),
-    "optimizer.b1": (0, 1),
-    "optimizer.b2": (0, 1),
-    "optimizer.eps": (0, _ANY),
-    "optimizer.weight_decay": (0, _ANY),
-    "optimizer.clip_norm": (0, _ANY),
-    "checkpoint.every": (1, _ANY),
-    "checkpoint.keep": (1, _ANY),
-    "log.every": (1, _ANY),
-    "log.eval_every": (1, _ANY),
-    "samples.prompts": (0, _ANY),
-    "samples.show": (0, _ANY),
-    "samples.max_tokens": (1, _ANY),
-    "samples.temperature": (0, _ANY),
-    "samples.batch": (1, _ANY),
-    "export.shard_bytes": (1, _ANY),
-}
-
-
-def check(config: Training) -> None:
-    """Refuses values that cannot work together, before anything is loaded."""
-    values = flat(to_dict(config))
-    for key, (low, high) in _BOUNDS.items():
-        value = values.get(key, low)
-        if not low <= value <= high:
-            most = "" if high == _ANY else f" and at most {high:g}"
-            raise ValueError(f"{key}={value}: it must be at least {low:g}{most}.")
-    batch = config.batch
-    own = "sequences" if isinstance(config, SFT) else "pairs"
-    other = "sequences" if own == "pairs" else "pairs"
-    if getattr(batch, other):
-        raise ValueError(f"batch.{other} is not for this stage; use batch.{own} or batch.rows.")
-    if bool(getattr(batch, own)) == bool(batch.rows):
-        raise ValueError(f"set exactly one of batch.{own} and batch.rows to more than 0.")
-    if isinstance(config, RM) and config.samples.prompts:
-        raise ValueError("samples.prompts is not for this stage: a reward model gives no answers.")
-    if isinstance(config, DPO):
-        _check_loss(config)
-    if own == "pairs" and config.data.train_on == "everything":
-        raise ValueError("data.train_on=everything is for sft: the sides of a pair share a prompt.")
-    for key in ("max_pairs", "max_prompt_length"):
-        if own == "sequences" and getattr(config.data, key):
-            raise ValueError(f"data.{key} is for pairs, which this stage does not train on.")
-    if config.data.select != "random" and not config.data.max_pairs:
-        raise ValueError(
-            f"data.select={config.data.select} chooses nothing: set data.max_pairs, or leave it."
-        )
-    if not config.model.path:
-        raise ValueError("model.path is empty: name a model directory, ORG/NAME or GGUF file.")
-    if not config.data.path:
-        raise ValueError("data.path is empty: name files, a dataset directory or ORG/NAME.")
-    if config.data.max_length < 2:
-        raise ValueError(
-            f"data.max_length={config.data.max_length}: it must be at least 2, for a token and "
-            "what comes before it."
-        )
-    if not 0 <= config.data.eval_fraction < 1:
-        raise ValueError(
-            f"data.eval_fraction={config.data.eval_fraction}: it must be at least 0 and below 1."
-        )
-    sides = 2 if own == "pairs" else 1  # both sides of a pair lie in one row
-    if config.data.max_length * sides > batch.row_length:
-        raise ValueError(
-            f"data.max_length={config.data.max_length} does not fit {sides} to a row of "
-            f"batch.row_length={batch.row_length}: make it {batch.row_length // sides} or less."
-        )
-
-
-def _check_loss(config: DPO) -> None:
-    """Refuses numbers that the kind of loss has no use for."""
-    kind, e = config.loss, config.label_smoothing
-    if e and kind in ("hinge", "ipo"):
-        raise ValueError(f"label_smoothing={e} is not for loss={kind}: set it to 0.")
-    if kind == "robust" and e == 0.5:
-        raise ValueError(
-            "label_smoothing=0.5 leaves loss=robust nothing to learn from: make it less."
-        )
-    if kind == "ipo" and config.margin:
-        raise ValueError(
-            f"margin={config.margin} is not for loss=ipo, whose margin is 1 / (2 beta): set it to "
-            "0, and choose beta."
-        )
-    if kind == "ipo" and not config.beta:
-        raise ValueError("beta=0 is not for loss=ipo, whose margin is 1 / (2 beta): raise it.")
-
-
 def to_dict(config) -> dict:
     """A config as nested plain values, for config.json."""
     return {
@@ -384,7 +305,7 @@ def run_dir(config: Training) -> Path:
     return location(config.run_dir or f"runs/{config.name}")
 
 
-def cache_dir(config: Training) -> Path:
+def cache_dir(config: Training | RMEval) -> Path:
     """Where downloads, tokens and reference log-probs are kept between runs."""
     default = os.environ.get("ALIGNJAX_CACHE") or Path.home() / ".cache" / "alignjax"
     return Path(config.data.cache_dir or default).expanduser()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from alignjax import preferences
 from alignjax.config import Compute
 from alignjax.data.batches import packed_steps
 from alignjax.data.packing import plan_scoring
@@ -86,4 +87,4 @@ def paired_bootstrap(before, after, seed: int = 0, draws: int = 10_000) -> tuple
 def longer_wins(data: TokenSet) -> float:
     """Accuracy of "the longer answer is better" on pairs, in trained tokens; ties count half."""
     chosen, rejected = data.trained_counts().T
-    return float(np.mean(0.5 * (np.sign(chosen - rejected) + 1)))
+    return float(preferences.credit(chosen - rejected).mean())

@@ -128,8 +128,8 @@ def prepare(config: configs.Training, step: int) -> Run:
 
     train, held_out = (in_turn(partial(tokenized, held_out)) for held_out in (False, True))
     sets = {"training": train, "held out": held_out}
-    show_rows(config, directory, sets)
-    _check_vocabulary(source, tokenizer, sets)
+    show_rows(config.data, directory, sets)
+    check_vocabulary(source, tokenizer, sets)
     if not len(train):
         raise ValueError(
             f"{config.data.path}: no row is left to train on; the table above says where they went."
@@ -178,7 +178,7 @@ def _check_speaks(source: Source) -> None:
         )
 
 
-def _check_vocabulary(source: Source, tokenizer, sets: dict[str, TokenSet]) -> None:
+def check_vocabulary(source: Source, tokenizer, sets: dict[str, TokenSet]) -> None:
     """Refuses tokens that the embedding has no row for: they would be trained as others."""
     vocab = decoder_config(source).vocab_size
     worst = max(part.largest_token for part in sets.values())

@@ -5,13 +5,13 @@ import shlex
 import signal
 import sys
 
-from alignjax import command
+from alignjax import checks, command
 from alignjax import config as configs
 
 
 def main() -> int:
     config = configs.parse("alignjax.train")
-    configs.check(config)
+    checks.check_training(config)
     return train(config)
 
 

@@ -156,6 +156,7 @@ def alignjax_steps(settings: Settings, stage: str, name: str) -> dict:
         weight=none + 1,
         source=none,
         part=none,
+        turns=none,
         files=[""],
         units=["row"],
         sources=[""],

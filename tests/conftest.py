@@ -194,6 +194,7 @@ def tokens_of(tokens, trained, offsets, sides: int, key: str = ""):
         weight=np.ones(items, np.float32),
         source=np.zeros(items, np.int32),
         part=np.zeros(items, np.int32),
+        turns=np.ones(items, np.int32),
         files=["f"],
         units=["line"],
         sources=[""],

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from alignjax import config as configs
-from alignjax.config import DPO, RM, SFT, Batch, Data, Model, Training
+from alignjax.checks import check_evaluation
+from alignjax.config import DPO, RM, SFT, Batch, Data, Model, RMEval, Training
 
 ROOT = Path(configs.__file__).resolve().parents[1]
 XWIN = [f"{stage}_{size}b" for stage in ("sft", "rm", "dpo") for size in (7, 13, 70)]
@@ -32,6 +33,7 @@ NAMES = [
     "zephyr_7b_dpo",
     *(f"zephyr_7b_dpo_{part}" for part in (5, 10, 20, 40)),
 ]
+EVALUATIONS = ["rm_eval"]
 RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pairs=4))
 
 
@@ -110,6 +112,7 @@ def test_loads_by_path_relative_and_absolute(tmp_path, monkeypatch):
 def test_names_are_those_of_the_files_and_tables_with_a_line_each():
     assert list(configs.names()) == NAMES
     assert configs.names()["dpo_70b"] == "Short for xwin_dpo_70b."
+    assert list(configs.names("alignjax.evaluate")) == EVALUATIONS
     first = "SFT of SmolLM2-135M-Instruct on a sample of databricks-dolly-15k's conversations."
     assert configs.names()["sft_smollm2"] == first
 
@@ -145,7 +148,7 @@ def test_file_without_a_config_is_refused(tmp_path):
     file.write_text("config = {'beta': 0.1}\n")
     with pytest.raises(ValueError) as caught:
         configs.load(str(file))
-    sentence = f"{file}: set `config` to an SFT(...), RM(...) or DPO(...) of alignjax.config."
+    sentence = f"{file}: set `config` to SFT(...) or RM(...) or DPO(...) of alignjax.config."
     assert str(caught.value) == sentence
 
 
@@ -228,77 +231,37 @@ def test_no_config_says_which_there_are():
     assert listed == NAMES
 
 
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_every_config_of_an_evaluation_loads_and_passes(name):
+    config = configs.load(name, "alignjax.evaluate")
+    check_evaluation(config)
+    assert config.name == name
+
+
+def test_a_config_of_another_command_is_refused_with_its_name():
+    with pytest.raises(ValueError) as caught:
+        configs.load("rm_eval")
+    assert str(caught.value) == (
+        "rm_eval: its config is for python -m alignjax.evaluate; "
+        "alignjax.train takes SFT(...) or RM(...) or DPO(...)."
+    )
+
+
 @pytest.mark.parametrize(
-    ("config", "sentence"),
+    ("command", "name"),
     [
-        (
-            dataclasses.replace(RUNNABLE, batch=Batch(pairs=4, sequences=4)),
-            "batch.sequences is not for this stage; use batch.pairs or batch.rows.",
-        ),
-        (
-            SFT(model=Model("m"), data=Data("d"), batch=Batch(pairs=4)),
-            "batch.pairs is not for this stage; use batch.sequences or batch.rows.",
-        ),
-        (
-            dataclasses.replace(RUNNABLE, batch=Batch()),
-            "set exactly one of batch.pairs and batch.rows to more than 0.",
-        ),
-        (
-            dataclasses.replace(RUNNABLE, batch=Batch(pairs=4, rows=4)),
-            "set exactly one of batch.pairs and batch.rows to more than 0.",
-        ),
-        (
-            SFT(model=Model("m"), data=Data("d"), batch=Batch(sequences=4, rows=4)),
-            "set exactly one of batch.sequences and batch.rows to more than 0.",
-        ),
-        (
-            dataclasses.replace(RUNNABLE, model=Model()),
-            "model.path is empty: name a model directory, ORG/NAME or GGUF file.",
-        ),
-        (
-            dataclasses.replace(RUNNABLE, data=Data()),
-            "data.path is empty: name files, a dataset directory or ORG/NAME.",
-        ),
-        (
-            dataclasses.replace(
-                RUNNABLE, data=Data("d", max_length=1025), batch=Batch(pairs=4, row_length=2049)
-            ),
-            "data.max_length=1025 does not fit 2 to a row of batch.row_length=2049: "
-            "make it 1024 or less.",
-        ),
-        (
-            SFT(
-                model=Model("m"),
-                data=Data("d", max_length=513),
-                batch=Batch(sequences=4, row_length=512),
-            ),
-            "data.max_length=513 does not fit 1 to a row of batch.row_length=512: "
-            "make it 512 or less.",
-        ),
+        ("alignjax.train", ""),
+        ("alignjax.train", "dpo_smollm2"),
+        ("alignjax.train", "sft_smollm2"),
+        ("alignjax.evaluate", ""),
+        ("alignjax.evaluate", "rm_eval"),
     ],
 )
-def test_check_refuses(config, sentence):
-    with pytest.raises(ValueError) as caught:
-        configs.check(config)
-    assert str(caught.value) == sentence
-
-
-def test_check_passes_what_just_fits():
-    configs.check(
-        dataclasses.replace(
-            RUNNABLE, data=Data("d", max_length=1024), batch=Batch(pairs=4, row_length=2048)
-        )
-    )
-    fits = Batch(rows=4, row_length=512)
-    configs.check(SFT(model=Model("m"), data=Data("d", max_length=512), batch=fits))
-
-
-@pytest.mark.parametrize("name", ["", "dpo_smollm2", "sft_smollm2"])
-def test_help_tells_every_key_with_its_comment_and_default(name):
-    done = python("-m", "alignjax.train", *([f"--config={name}"] if name else []), "--help")
+def test_help_tells_every_key_with_its_comment_and_default(command, name):
+    done = python("-m", command, *([f"--config={name}"] if name else []), "--help")
     assert (done.returncode, done.stderr) == (0, "")
     told = help_entries(done.stdout)
-    config = configs.load(name) if name else DPO()
+    config = configs.load(name, command) if name else configs.COMMANDS[command][-1]()
     helps = comments(config)
     assert set(helps) == set(leaves(config))
     assert set(told) == {key.replace("_", "-") for key in helps}
@@ -311,13 +274,13 @@ def test_help_tells_every_key_with_its_comment_and_default(name):
         assert f"{config_name}: {line}" in " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("stage", [SFT(), RM(), DPO()])
+@pytest.mark.parametrize("stage", [SFT(), RM(), DPO(), RMEval()])
 def test_every_leaf_has_a_comment(stage):
     for key, comment in comments(stage).items():
         assert len(comment) > 3, key
 
 
-@pytest.mark.parametrize("module", ["alignjax", "alignjax.config"])
+@pytest.mark.parametrize("module", ["alignjax", "alignjax.config", "alignjax.evaluate"])
 def test_import_brings_in_nothing_slow(module):
     code = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = python("-c", code)

@@ -14,6 +14,7 @@ from lowering import traced
 
 from alignjax import config as configs
 from alignjax import sharding
+from alignjax.checks import check_training
 from alignjax.config import DPO, RM, SFT, Mesh, Training
 from alignjax.data.sources import path_names
 from alignjax.models import decoder
@@ -132,9 +133,9 @@ def test_passes_once_it_has_data(name):
     assert config.name == name
     if not config.data.path:
         with pytest.raises(ValueError, match=r"^data\.path is empty: name files"):
-            configs.check(config)
+            check_training(config)
     given = config.data.path or "rows.jsonl"
-    configs.check(replace(config, data=replace(config.data, path=given)))
+    check_training(replace(config, data=replace(config.data, path=given)))
 
 
 @pytest.mark.parametrize("name", MANY)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from refusals import ended
 
+from alignjax import command, evaluate
 from alignjax.models.families import from_hf
 from alignjax.weights.safetensors import open_directory
 from alignjax.weights.source import decoder_config, read_whole
@@ -48,6 +49,24 @@ def test_a_reward_model_goes_on_from_another(trained, root, monkeypatch, capsys)
     assert (code, said) == (0, "")
     before, after = lines(trained)[-1], lines(root / "again")[0]
     assert after["eval_loss"] == pytest.approx(before["eval_loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("model", ["rm", "rm/export"])
+def test_an_evaluation_gives_the_rewards_that_were_measured(trained, root, monkeypatch, model):
+    file = root / "rm_eval.py"
+    file.write_text("from alignjax.config import RMEval\nconfig = RMEval()\n")
+    found = root / f"found-{model.replace('/', '-')}"
+    arguments = [f"--config={file}", f"--model.path={root / model}", f"--out={found}"]
+    arguments += [f"--data.path={root / 'rows.jsonl'}", "--data.max-length=128"]
+    arguments += ["--batch.row-length=512", "--compute.dtype=float32"]
+    monkeypatch.setenv("ALIGNJAX_CACHE", str(root / "cache"))
+    monkeypatch.setattr("sys.argv", ["evaluate", *arguments])
+    assert command.run(evaluate.main) == 0
+    pairs = [json.loads(line) for line in (found / "pairs.jsonl").read_text().splitlines()]
+    got = [[pair["chosen"], pair["rejected"]] for pair in pairs]
+    np.testing.assert_allclose(got, np.load(trained / "eval/step-6.npy"), atol=1e-6)
+    measured = json.loads((found / "results.json").read_text())["all"]
+    assert measured["accuracy"] == lines(trained)[-1]["eval_rewards/accuracies"]
 
 
 def test_samples_are_not_for_reward_models(root, monkeypatch, capsys, tmp_path):

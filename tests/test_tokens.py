@@ -61,6 +61,7 @@ def test_pairs_are_what_encode_sides_says(tmp_path, tokenizer, tokenizer_dir, st
     assert dtypes == [np.int32, bool, np.int64, np.int64]
     dtypes = [made.file_index.dtype, made.margin.dtype, made.weight.dtype, made.source.dtype]
     assert dtypes == [np.int32, np.float32, np.float32, np.int32]
+    assert made.turns.dtype == np.int32
 
 
 def test_sft_items_have_one_side(tmp_path, tokenizer, tokenizer_dir):
@@ -199,6 +200,21 @@ def test_places_of_several_files_name_the_file_and_its_unit(tmp_path, tokenizer,
     ]
     assert made.file_index.tolist() == [0, 0, 1, 2]
     assert "when" in tokenizer_text(made, tokenizer, 4)
+
+
+def test_user_turns_of_prompts_are_counted(tmp_path, tokenizer, tokenizer_dir):
+    asked, said = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    system = {"role": "system", "content": "s"}
+    prompts = ["p", [asked], [system, asked, said, asked], [asked, said] * 2 + [asked]]
+    data = [pair_row(prompt, "yes", "no") for prompt in prompts]
+    data.append({"chosen": [asked, said, asked, said], "rejected": [asked, said, asked, asked]})
+    data[-1]["rejected"][-1] = said | {"content": "b"}
+    made = make(write(tmp_path / "d.jsonl", data), tokenizer, tokenizer_dir, tmp_path)
+    assert made.turns.tolist() == [1, 1, 2, 3, 2]
+    plain = [{"prompt": "p ", "chosen": "yes", "rejected": "no"}]
+    path = write(tmp_path / "plain.jsonl", plain)
+    made = make(path, tokenizer, tokenizer_dir, tmp_path, strings="plain")
+    assert made.turns.tolist() == [0]
 
 
 def test_margin_weight_and_source_are_carried(tmp_path, tokenizer, tokenizer_dir):

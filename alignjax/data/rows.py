@@ -62,6 +62,12 @@ def example(stage: str, row: dict, place: Place, strings: str) -> Example:
     return Example(sides, place, row)
 
 
+def user_turns(example: Example) -> int:
+    """User turns of an example's prompt; 0 where it is plain text, or all of a row is answer."""
+    prompt = example.sides[0].prompt
+    return 0 if isinstance(prompt, str) else sum(turn["role"] == "user" for turn in prompt)
+
+
 def carried(row: dict, place: Place) -> dict[str, float | str]:
     """The columns `margin`, `weight` and `source` of a row, those that hold something."""
     found: dict[str, float | str] = {}

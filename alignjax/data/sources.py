@@ -8,7 +8,7 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -128,19 +128,20 @@ def _exists(path: str) -> bool:
         return False
 
 
-def unread(data: Data) -> list[str]:
+def unread(data: Data, parts: Sequence[bool] = (False, True)) -> list[str]:
     """Files in directories that `data` names which look like data and of which no row is read.
 
-    Their format is not read, or their names tell a split that was not asked for.
+    Their format is not read, or their names tell a split that was not asked for. `parts` are the
+    values of `held_out` that are read.
     """
     found = []
-    for path in dict.fromkeys(path for path in (data.path, data.eval_path) if path):
+    for path in dict.fromkeys(title(data, held_out) for held_out in parts):
         for directory in (Path(name).expanduser() for name in path_names(path)):
             if not directory.is_dir() or _is_saved(directory):
                 continue
             taken = {
                 file
-                for held_out in (False, True)
+                for held_out in parts
                 if title(data, held_out) == path
                 for file, _ in _chosen_files(directory, data, held_out)
             }

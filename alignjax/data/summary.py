@@ -1,19 +1,29 @@
 """What became of the rows: one table at the start of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
-from alignjax.config import Training
+from alignjax.config import Data
 from alignjax.data import sources
 from alignjax.data.tokens import TokenSet
 from alignjax.files import remove_directory, write_whole
 from alignjax.progress import console
 
 
-def show_rows(config: Training, directory: Path, sets: dict[str, TokenSet]) -> None:
-    """Prints rows read, kept and dropped by reason of each set, by what a user calls it."""
-    table = Table(title=f"rows of {config.data.path}", title_justify="left")
+def show_rows(
+    data: Data,
+    directory: Path | None,
+    sets: dict[str, TokenSet],
+    parts: Sequence[bool] = (False, True),
+) -> None:
+    """Prints rows read, kept and dropped by reason of each set, by what a user calls it.
+
+    `parts` are the values of `held_out` that were read. Bad rows are listed in `directory`, or
+    where there is none in the cache.
+    """
+    table = Table(title=f"rows of {sources.title(data, parts[0])}", title_justify="left")
     table.add_column("", overflow="fold")
     for name in sets:
         table.add_column(name, justify="right")
@@ -25,13 +35,14 @@ def show_rows(config: Training, directory: Path, sets: dict[str, TokenSet]) -> N
     table.add_row("tokens", *tokens)
     table.add_row("trained tokens", *trained)
     console.print(table)
-    if unread := sources.unread(config.data):
+    if unread := sources.unread(data, parts):
         console.print(f"not read, by their names: {', '.join(unread)}")
     for name, part in sets.items():
         if part.columns:
             console.print(f"{name}: with columns {', '.join(part.columns)}")
         if part.bad_rows_file:
-            console.print(f"bad rows of {name} are listed in {_listing(directory, name)}")
+            listing = _listing(directory, name) if directory else part.bad_rows_file
+            console.print(f"bad rows of {name} are listed in {listing}")
 
 
 def list_bad_rows(directory: Path, sets: dict[str, TokenSet]) -> None:

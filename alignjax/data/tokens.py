@@ -24,7 +24,7 @@ from alignjax.data.formats import Place
 from alignjax.files import whole_directory
 from alignjax.weights.safetensors import COMPANIONS
 
-_VERSION = 5  # of what is stored; a change makes every cache anew
+_VERSION = 6  # of what is stored; a change makes every cache anew
 _CHUNK = 1000  # sides encoded together, enough to keep all cores at work
 _ARRAYS = {
     "tokens": np.int32,
@@ -36,6 +36,7 @@ _ARRAYS = {
     "weight": np.float32,
     "source": np.int32,
     "part": np.int32,
+    "turns": np.int32,
 }
 
 
@@ -55,6 +56,7 @@ class TokenSet:
     weight: np.ndarray  # float32 [items], 1 where the row has none
     source: np.ndarray  # int32 [items], which of `sources` the row names
     part: np.ndarray  # int32 [items], which of the names in data.path gave the row
+    turns: np.ndarray  # int32 [items], user turns of the prompt; 0 where it is plain text
     files: list[str]
     units: list[str]  # of each file: what its rows are called, "line" or "row"
     sources: list[str]  # "" where a row names none
@@ -214,6 +216,7 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
                 values["weight"].append(read.carried.get("weight", 1.0))
                 values["source"].append(names.setdefault(source, len(names)))
                 values["part"].append(read.part)
+                values["turns"].append(rows.user_turns(read.example))
                 for ids, mask in item:
                     end += len(ids)
                     largest = max(largest, int(ids.max()))

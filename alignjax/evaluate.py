@@ -1,0 +1,195 @@
+"""Measures a reward model on held-out pairs: `python -m alignjax.evaluate --config=rm_eval`.
+
+Started on several processes, as training is, they share the work. Imports no jax: the command
+parses its arguments before anything slow is imported.
+"""
+
+import json
+import math
+import sys
+
+from alignjax import checks, command
+from alignjax import config as configs
+
+
+def main() -> int:
+    config = configs.parse("alignjax.evaluate")
+    checks.check_evaluation(config)
+    return evaluate(config)
+
+
+def evaluate(config: configs.RMEval) -> int:
+    """Scores the rows that training would hold out, and shows and writes what was found."""
+    print("starting", config.name, flush=True)
+    import jax
+    import numpy as np
+
+    from alignjax import evaluation, processes
+    from alignjax.config import RM
+    from alignjax.files import location
+    from alignjax.progress import only_first_process, phase
+    from alignjax.sharding import axis_size, use_mesh
+    from alignjax.stages import stage_of
+    from alignjax.weights.source import load, size_of, watched
+
+    processes.join()
+    only_first_process(jax.process_index())
+    use_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    source, data = _prepare(config)
+    if config.out:
+        processes.on_first(lambda: location(config.out).mkdir(parents=True, exist_ok=True))
+    gigabytes = math.ceil(size_of(source) / jax.process_count() / 1e9)
+    with phase("loading weights (GB)", gigabytes) as update:
+        model = jax.block_until_ready(load(watched(source, update)))
+    with phase("scoring", len(data)) as update:
+        rewards = evaluation.score(
+            model,
+            data,
+            config.batch.row_length,
+            config.batch.rows_per_device * axis_size("batch"),
+            config.compute,
+            progress=update,
+            scores=stage_of(RM()).scores,
+        )
+    bad = np.flatnonzero(~np.isfinite(rewards).all(1))
+    if len(bad):
+        raise ValueError(
+            f"{data.place(bad[0])}: a reward of this pair is not finite "
+            f"({rewards[bad[0]].tolist()}); set --compute.dtype=float32, or name a model whose "
+            "weights are sound."
+        )
+    if processes.is_first():
+        found = results(data, rewards)
+        show(config, found)
+        if config.out:
+            _write(config, data, rewards, found)
+    return 0
+
+
+def _prepare(config: configs.RMEval):
+    """The reward model's source and the tokens of the pairs; refuses what cannot be measured."""
+    from alignjax.data import sources
+    from alignjax.data.chat import load_tokenizer
+    from alignjax.data.summary import show_rows
+    from alignjax.data.tokens import token_set
+    from alignjax.processes import in_turn
+    from alignjax.progress import phase
+    from alignjax.run import check_vocabulary
+    from alignjax.sharding import check_divides
+    from alignjax.weights.fetch import open_model
+    from alignjax.weights.source import decoder_config
+
+    cache = configs.cache_dir(config)
+    with phase(f"opening {config.model.path}"):
+        source = in_turn(lambda: open_model(config.model.path, cache))
+        tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)
+        if not decoder_config(source).scored:
+            raise ValueError(
+                f"{source.path}: this is a language model, as SFT and DPO make them, which has no "
+                "score head; name a reward model, such as the export of an rm run."
+            )
+        check_divides(decoder_config(source).dimensions())
+    with phase("tokenizing held-out rows") as update:
+        data = in_turn(
+            lambda: token_set(
+                config.data, "rm", True, tokenizer, source.tokenizer_dir, cache, update
+            )
+        )
+    sets = {"held out": data}
+    show_rows(config.data, None, sets, parts=(True,))
+    title = sources.title(config.data, True)
+    if not data.counts["read"]:
+        raise ValueError(
+            f"{title}: no row of it is held out; set --data.eval_split or --data.eval_fraction as "
+            "in training, or name it as --data.eval_path to take all of its rows."
+        )
+    if not len(data):
+        raise ValueError(
+            f"{title}: no row is left to evaluate on; the table above says where they went."
+        )
+    check_vocabulary(source, tokenizer, sets)
+    return source, data
+
+
+def results(data, rewards) -> dict:
+    """Everything that is measured, as results.json holds it; `rewards` is float32 [pairs, 2]."""
+    import numpy as np
+
+    from alignjax import preferences
+
+    margins = np.subtract(*rewards.T, dtype=np.float64)
+    longer = np.subtract(*data.trained_counts().T)
+    bins, error = preferences.calibration(margins)
+    return {
+        "rows": data.counts,
+        "all": preferences.agreement(margins, longer),
+        "by_source": preferences.agreement_by(np.array(data.sources)[data.source], margins, longer),
+        "by_user_turns": preferences.agreement_by(data.turns, margins, longer),
+        "calibration": {"error": error, "bins": [one._asdict() for one in bins]},
+    }
+
+
+def show(config: configs.RMEval, found: dict) -> None:
+    """Prints the accuracies and the calibration; a subset that is all pairs is left out."""
+    from rich.table import Table
+
+    from alignjax.progress import console
+
+    table = Table(title=f"{config.name}: {config.model.path}", title_justify="left")
+    table.add_column("held-out pairs", overflow="fold")
+    for name in ("pairs", "accuracy [95 %]", "longer wins [95 %]", "mean margin"):
+        table.add_column(name, justify="right", overflow="fold")
+    subsets = {"all": found["all"]}
+    if len(found["by_source"]) > 1:
+        named = found["by_source"].items()
+        subsets |= {f"source {name}" if name else "no source": part for name, part in named}
+    if len(found["by_user_turns"]) > 1:
+        subsets |= {_turns(int(n)): part for n, part in found["by_user_turns"].items()}
+    for title, part in subsets.items():
+        shares = (_share(part, name) for name in ("accuracy", "longer_wins"))
+        table.add_row(title, f"{part['pairs']:,}", *shares, f"{part['margin']:.4f}")
+    console.print(table)
+    calibration = found["calibration"]
+    title = f"calibration: expected error {calibration['error']:.1%}"
+    table = Table(title=title, title_justify="left")
+    for name in ("confidence", "pairs", "mean confidence", "accuracy"):
+        table.add_column(name, justify="right")
+    for one in calibration["bins"]:
+        means = (f"{one[name]:.1%}" for name in ("confidence", "accuracy"))
+        table.add_row(f"{one['low']:.0%} to {one['high']:.0%}", f"{one['pairs']:,}", *means)
+    console.print(table)
+
+
+def _turns(count: int) -> str:
+    if not count:
+        return "prompt of plain text"
+    return f"prompt of {count} user turn{'s' if count > 1 else ''}"
+
+
+def _share(part: dict, name: str) -> str:
+    low, high = part[f"{name}_interval"]
+    return f"{part[name]:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _write(config: configs.RMEval, data, rewards, found: dict) -> None:
+    """Writes a line of pairs.jsonl for each pair, and then results.json."""
+    from alignjax.files import location, write_whole
+    from alignjax.progress import say
+
+    directory = location(config.out)
+    lengths = data.trained_counts()
+    lines = []
+    for i in range(len(data)):
+        line = {"place": data.place(i), "source": data.sources[data.source[i]]}
+        line |= {"user_turns": int(data.turns[i])}
+        for side, name in enumerate(("chosen", "rejected")):
+            line |= {name: float(rewards[i, side]), f"{name}_tokens": int(lengths[i, side])}
+        lines.append(json.dumps(line) + "\n")
+    write_whole(directory / "pairs.jsonl", "".join(lines))
+    whole = {"config": configs.to_dict(config)} | found
+    write_whole(directory / "results.json", json.dumps(whole, indent=2) + "\n")
+    say(f"written: {directory}/results.json, {directory}/pairs.jsonl")
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

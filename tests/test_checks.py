@@ -1,0 +1,103 @@
+"""Settings that cannot work, or not together, and the sentences that refuse them."""
+
+import dataclasses
+
+import pytest
+
+from alignjax.checks import check_evaluation, check_training
+from alignjax.config import DPO, SFT, Batch, Data, Model, RMEval, Rows
+
+RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pairs=4))
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            dataclasses.replace(RUNNABLE, batch=Batch(pairs=4, sequences=4)),
+            "batch.sequences is not for this stage; use batch.pairs or batch.rows.",
+        ),
+        (
+            SFT(model=Model("m"), data=Data("d"), batch=Batch(pairs=4)),
+            "batch.pairs is not for this stage; use batch.sequences or batch.rows.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, batch=Batch()),
+            "set exactly one of batch.pairs and batch.rows to more than 0.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, batch=Batch(pairs=4, rows=4)),
+            "set exactly one of batch.pairs and batch.rows to more than 0.",
+        ),
+        (
+            SFT(model=Model("m"), data=Data("d"), batch=Batch(sequences=4, rows=4)),
+            "set exactly one of batch.sequences and batch.rows to more than 0.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, model=Model()),
+            "model.path is empty: name a model directory, ORG/NAME or GGUF file.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, data=Data()),
+            "data.path is empty: name files, a dataset directory or ORG/NAME.",
+        ),
+        (
+            dataclasses.replace(
+                RUNNABLE, data=Data("d", max_length=1025), batch=Batch(pairs=4, row_length=2049)
+            ),
+            "data.max_length=1025 does not fit 2 to a row of batch.row_length=2049: "
+            "make it 1024 or less.",
+        ),
+        (
+            SFT(
+                model=Model("m"),
+                data=Data("d", max_length=513),
+                batch=Batch(sequences=4, row_length=512),
+            ),
+            "data.max_length=513 does not fit 1 to a row of batch.row_length=512: "
+            "make it 512 or less.",
+        ),
+    ],
+)
+def test_check_refuses(config, sentence):
+    with pytest.raises(ValueError) as caught:
+        check_training(config)
+    assert str(caught.value) == sentence
+
+
+def test_check_passes_what_just_fits():
+    check_training(
+        dataclasses.replace(
+            RUNNABLE, data=Data("d", max_length=1024), batch=Batch(pairs=4, row_length=2048)
+        )
+    )
+    fits = Batch(rows=4, row_length=512)
+    check_training(SFT(model=Model("m"), data=Data("d", max_length=512), batch=fits))
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            RMEval(data=Data("d")),
+            "model.path is empty: name a model directory, ORG/NAME or GGUF file.",
+        ),
+        (
+            RMEval(model=Model("m")),
+            "data.path and data.eval_path are empty: name files, a dataset directory or ORG/NAME.",
+        ),
+        (
+            RMEval(model=Model("m"), data=Data("d", max_length=65), batch=Rows(row_length=128)),
+            "data.max_length=65 does not fit 2 to a row of batch.row_length=128: make it 64 or "
+            "less.",
+        ),
+        (
+            RMEval(model=Model("m"), data=Data("d"), batch=Rows(rows_per_device=0)),
+            "batch.rows_per_device=0: it must be at least 1.",
+        ),
+    ],
+)
+def test_check_refuses_an_evaluation(config, sentence):
+    with pytest.raises(ValueError) as caught:
+        check_evaluation(config)
+    assert str(caught.value) == sentence
