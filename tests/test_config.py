@@ -270,7 +270,7 @@ def test_help_tells_every_key_with_its_comment_and_default(command, name):
         shown = "''" if value == "" else str(value)
         words = told[key.replace("_", "-")]
         assert words.startswith(f"{helps[key]} (default: {shown})"), key
-    for config_name, line in configs.names().items():
+    for config_name, line in configs.names(command).items():
         assert f"{config_name}: {line}" in " ".join(done.stdout.split())
 
 

@@ -211,7 +211,7 @@ def test_refusals(ended, home, tmp_path):
         "--batch.pairs: there is no such key; there are batch.row_length, batch.rows_per_device."
     )
     assert sentence("--config=dpo_smollm2").endswith(
-        "dpo_smollm2.py: its config is for python -m alignjax.train; alignjax.evaluate takes "
+        "dpo_smollm2: its config is for python -m alignjax.train; alignjax.evaluate takes "
         "RMEval(...)."
     )
 
