@@ -11,36 +11,36 @@ from alignjax.files import remove_directory, write_whole
 from alignjax.progress import console
 
 
-def show_rows(config: Training, directory: Path, sets: dict[str, TokenSet]) -> None:
-    """Prints rows read, kept and dropped by reason of each set, by what a user calls it."""
+def count_rows(sets: dict[str, TokenSet]) -> dict[str, list[str]]:
+    """Rows read, kept and dropped by reason, and tokens: what is counted -> of each set."""
+    reasons = dict.fromkeys(reason for part in sets.values() for reason in part.counts)
+    counts = {reason: [part.counts.get(reason, 0) for part in sets.values()] for reason in reasons}
+    counts["tokens"] = [len(part.tokens) for part in sets.values()]
+    counts["trained tokens"] = [int(part.trained.sum()) for part in sets.values()]
+    return {what: [f"{count:,}" for count in of_sets] for what, of_sets in counts.items()}
+
+
+def show_rows(config: Training, sets: dict[str, TokenSet]) -> None:
+    """Prints what `count_rows` says of each set, by what a user calls the set."""
     table = Table(title=f"rows of {config.data.path}", title_justify="left")
     table.add_column("", overflow="fold")
     for name in sets:
         table.add_column(name, justify="right")
-    for reason in dict.fromkeys(reason for part in sets.values() for reason in part.counts):
-        counts = (part.counts.get(reason, 0) for part in sets.values())
-        table.add_row(reason, *(f"{count:,}" for count in counts))
-    tokens = (f"{len(part.tokens):,}" for part in sets.values())
-    trained = (f"{int(part.trained.sum()):,}" for part in sets.values())
-    table.add_row("tokens", *tokens)
-    table.add_row("trained tokens", *trained)
+    for what, counts in count_rows(sets).items():
+        table.add_row(what, *counts)
     console.print(table)
     if unread := sources.unread(config.data):
         console.print(f"not read, by their names: {', '.join(unread)}")
     for name, part in sets.items():
         if part.columns:
             console.print(f"{name}: with columns {', '.join(part.columns)}")
-        if part.bad_rows_file:
-            console.print(f"bad rows of {name} are listed in {_listing(directory, name)}")
 
 
 def list_bad_rows(directory: Path, sets: dict[str, TokenSet]) -> None:
-    """Writes what was skipped, and why, into `bad_rows/` of the run directory."""
+    """Writes what was skipped, and why, into `bad_rows/` of the run directory, and says where."""
     remove_directory(directory / "bad_rows")
     for name, part in sets.items():
         if part.bad_rows_file:
-            write_whole(_listing(directory, name), part.bad_rows_file.read_bytes())
-
-
-def _listing(directory: Path, name: str) -> Path:
-    return directory / "bad_rows" / f"{name.replace(' ', '_')}.jsonl"
+            listing = directory / "bad_rows" / f"{name.replace(' ', '_')}.jsonl"
+            write_whole(listing, part.bad_rows_file.read_bytes())
+            console.print(f"bad rows of {name} are listed in {listing}")
