@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -184,33 +186,49 @@ def load(name: str) -> Training:
     return config
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a command that takes a config and nothing else."""
+
+
 def parse(command: str, arguments: Sequence[str] | None = None) -> Training:
     """The config that command-line arguments name, with their typed overrides applied."""
+    return parse_with(NoOptions(), command, arguments)[1]
+
+
+def parse_with(
+    options: Options, command: str, arguments: Sequence[str] | None = None
+) -> tuple[Options, Training]:
+    """As `parse`, for a command with options of its own beside the config's keys.
+
+    `options` is a frozen dataclass that holds their defaults; none may be named as a key is.
+    """
     import tyro
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = _take_config(arguments)
     config = DPO() if name is None else load(name)
-    _check_names(rest, config)
+    _check_names(rest, config, options)
     listing = "Configs:\n" + "\n".join(f"  {key}: {line}" for key, line in names().items())
     usage = f"python -m {command} --config=NAME|PATH [--a.b=value ...]"
     if name is None and not {"-h", "--help"} & set(rest):
         raise ValueError(f"which run? {usage}\n{listing}")
     about = f"{usage}\n\n{listing}\n\n"
     about += "Keys of a dpo run:" if name is None else f"Keys and defaults of {name}:"
+    unnamed = tyro.conf.arg(name="")  # no prefix before the names of its fields
     return tyro.cli(
-        type(config),
+        tuple[Annotated[type(options), unnamed], Annotated[type(config), unnamed]],
         prog=f"python -m {command}",
         description=about,
-        default=config,
+        default=(options, config),
         args=rest,
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed),
     )
 
 
-def _check_names(arguments: list[str], config: Training) -> None:
+def _check_names(arguments: list[str], config: Training, options) -> None:
     """Refuses an override of a key that does not exist, with the keys that do."""
-    keys = set(flat(to_dict(config)))
+    keys = set(flat(to_dict(options) | to_dict(config)))
     for argument in arguments:
         key = argument.partition("=")[0].removeprefix("--").replace("-", "_")
         if argument.startswith("--") and key not in keys and key != "help":
