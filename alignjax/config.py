@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,11 @@ class RMEval:
 
 
 # Each command, and the configs it takes; the last is the one whose keys a bare --help lists.
-COMMANDS = {"alignjax.train": (SFT, RM, DPO), "alignjax.evaluate": (RMEval,)}
+COMMANDS = {
+    "alignjax.train": (SFT, RM, DPO),
+    "alignjax.inspect": (SFT, RM, DPO),
+    "alignjax.evaluate": (RMEval,),
+}
 
 
 def config_dir() -> Path:
@@ -206,15 +212,15 @@ def load(name: str, command: str = "alignjax.train") -> Training | RMEval:
             f"--config={name}: there is no such config or file; give a path ending in .py or one "
             f"of: {', '.join(names(command))}."
         )
+    if isinstance(config, COMMANDS[command]):
+        return config
     wanted = " or ".join(f"{kind.__name__}(...)" for kind in COMMANDS[command])
     for other, kinds in COMMANDS.items():
-        if other != command and isinstance(config, kinds):
+        if isinstance(config, kinds):
             raise ValueError(
                 f"{name}: its config is for python -m {other}; {command} takes {wanted}."
             )
-    if not isinstance(config, COMMANDS[command]):
-        raise ValueError(f"{name}: set `config` to {wanted} of alignjax.config.")
-    return config
+    raise ValueError(f"{name}: set `config` to {wanted} of alignjax.config.")
 
 
 def _named() -> dict[str, tuple[str, Training | RMEval]]:
@@ -227,33 +233,49 @@ def _named() -> dict[str, tuple[str, Training | RMEval]]:
     return found
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a command that takes a config and nothing else."""
+
+
 def parse(command: str, arguments: Sequence[str] | None = None) -> Training | RMEval:
     """The config that command-line arguments name, with their typed overrides applied."""
+    return parse_with(NoOptions(), command, arguments)[1]
+
+
+def parse_with(
+    options: Options, command: str, arguments: Sequence[str] | None = None
+) -> tuple[Options, Training | RMEval]:
+    """As `parse`, for a command with options of its own beside the config's keys.
+
+    `options` is a frozen dataclass that holds their defaults; none may be named as a key is.
+    """
     import tyro
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = _take_config(arguments)
     config = COMMANDS[command][-1]() if name is None else load(name, command)
-    _check_names(rest, config)
+    _check_names(rest, config, options)
     listing = "Configs:\n" + "\n".join(f"  {key}: {line}" for key, line in names(command).items())
     usage = f"python -m {command} --config=NAME|PATH [--a.b=value ...]"
     if name is None and not {"-h", "--help"} & set(rest):
         raise ValueError(f"which run? {usage}\n{listing}")
     about = f"{usage}\n\n{listing}\n\n"
     about += f"Keys of a {config.name} run:" if name is None else f"Keys and defaults of {name}:"
+    unnamed = tyro.conf.arg(name="")  # no prefix before the names of its fields
     return tyro.cli(
-        type(config),
+        tuple[Annotated[type(options), unnamed], Annotated[type(config), unnamed]],
         prog=f"python -m {command}",
         description=about,
-        default=config,
+        default=(options, config),
         args=rest,
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.SuppressFixed),
     )
 
 
-def _check_names(arguments: list[str], config: Training | RMEval) -> None:
+def _check_names(arguments: list[str], config: Training | RMEval, options) -> None:
     """Refuses an override of a key that does not exist, with the keys that do."""
-    keys = set(flat(to_dict(config)))
+    keys = set(flat(to_dict(options) | to_dict(config)))
     for argument in arguments:
         key = argument.partition("=")[0].removeprefix("--").replace("-", "_")
         if argument.startswith("--") and key not in keys and key != "help":

@@ -73,7 +73,7 @@ def _prepare(config: configs.RMEval):
     from alignjax.data.summary import show_rows
     from alignjax.data.tokens import token_set
     from alignjax.processes import in_turn
-    from alignjax.progress import phase
+    from alignjax.progress import phase, say
     from alignjax.run import check_vocabulary
     from alignjax.sharding import check_divides
     from alignjax.weights.fetch import open_model
@@ -96,7 +96,9 @@ def _prepare(config: configs.RMEval):
             )
         )
     sets = {"held out": data}
-    show_rows(config.data, None, sets, parts=(True,))
+    show_rows(config.data, sets, parts=(True,))
+    if data.bad_rows_file:
+        say(f"bad rows are listed in {data.bad_rows_file}")
     title = sources.title(config.data, True)
     if not data.counts["read"]:
         raise ValueError(

@@ -63,7 +63,8 @@ def _steps(
     rate = optim.schedule(config.optimizer, total)
     useful = run.steps.useful_tokens()
     seen = np.cumsum(useful)
-    epoch = np.cumsum([len(run.steps.plan.step_items(i)) for i in range(total)]) / run.epoch_size
+    items = [len(run.steps.plan.step_items(i)) for i in range(total)]
+    epoch = np.cumsum(items) / len(run.epoch_items)
     batches = replace(run.steps, ref=base.ref_train).read(first)
     static = {"stage": run.stage, "compute": config.compute, "tx": run.optimizer()}
     batch = _next(batches, run.rows)

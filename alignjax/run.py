@@ -1,6 +1,7 @@
 """Everything a run needs before its first step: model source, tokens, plan, reference."""
 
 import json
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from alignjax.weights.card import model_card
 from alignjax.weights.fetch import open_model
 from alignjax.weights.reward import reward_source
 from alignjax.weights.safetensors import save_companions
-from alignjax.weights.source import Source, decoder_config
+from alignjax.weights.source import Source, decoder_config, load, size_of, watched
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,14 @@ class Run:
     source: Source
     tokenizer: object
     train: TokenSet
-    held_out: TokenSet | None
-    epoch_size: int  # items of an epoch
+    held_out: TokenSet  # empty where no row is held out
+    epoch_items: np.ndarray  # int64 [m], what each epoch trains on
     steps: PackedSteps
     rows: int  # of a micro-batch
+
+    def sets(self) -> dict[str, TokenSet]:
+        """The data by what a user calls them."""
+        return {"training": self.train, "held out": self.held_out}
 
     def eos_ids(self) -> list[int]:
         """Every token that ends an answer, by template, generation config and model config."""
@@ -103,16 +108,34 @@ class Baseline:
 
 
 def prepare(config: configs.Training, step: int) -> Run:
-    """Opens the model, tokenizes, and plans every step; prints what will be trained.
+    """Plans the run as `planned` does, and readies its directory.
 
     `step` is where the run directory stands. A directory in which nothing is saved yet is begun
     anew where the settings have changed; otherwise ValueError says what differs.
     """
-    stage = stage_of(config)
-    cache, directory = configs.cache_dir(config), configs.run_dir(config)
+    directory = configs.run_dir(config)
     on_first(lambda: check_settings(config, directory, step))
+    run = planned(config)
+    plan, lengths = run.steps.plan, run.train.lengths()
+    on_first(lambda: check_length(config, directory, step, plan, lengths, run.epoch_items))
+    if not step:
+        on_first(lambda: _begin(run))
+    else:
+        on_first(lambda: check_model(directory, step, run.source))
+    for line in described(run):
+        say(line)
+    return run
+
+
+def planned(config: configs.Training, weights: bool = True) -> Run:
+    """Opens the model, tokenizes, and plans every step; prints what became of the rows.
+
+    Writes caches alone, and nothing into the run directory. Without `weights` the model is opened
+    as far as its config and tokenizer go.
+    """
+    stage, cache = stage_of(config), configs.cache_dir(config)
     with phase(f"opening {config.model.path}"):
-        source = in_turn(lambda: open_model(config.model.path, cache))
+        source = in_turn(lambda: open_model(config.model.path, cache, weights=weights))
         tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)
         if stage.name == "rm":
             source = reward_source(source, tokenizer)
@@ -128,7 +151,7 @@ def prepare(config: configs.Training, step: int) -> Run:
 
     train, held_out = (in_turn(partial(tokenized, held_out)) for held_out in (False, True))
     sets = {"training": train, "held out": held_out}
-    show_rows(config.data, directory, sets)
+    show_rows(config.data, sets)
     check_vocabulary(source, tokenizer, sets)
     if not len(train):
         raise ValueError(
@@ -148,26 +171,19 @@ def prepare(config: configs.Training, step: int) -> Run:
     if not len(epoch):
         raise ValueError(f"data.weights={config.data.weights} leaves no row to train on.")
     plan = plan_training(train.lengths(), config.batch, config.seed, epoch)
-    on_first(lambda: check_length(config, directory, step, plan, train.lengths(), epoch))
-    if not step:
-        on_first(lambda: _begin(config, directory, source, sets))
-    else:
-        on_first(lambda: check_model(directory, step, source))
     rows = config.batch.rows_per_device * axis_size("batch")
-    run = Run(
+    return Run(
         config,
         stage,
-        directory,
+        configs.run_dir(config),
         source,
         tokenizer,
         train,
-        held_out if len(held_out) else None,
-        len(epoch),
+        held_out,
+        epoch,
         packed_steps(train, plan, rows, local=local_rows(rows)),
         rows,
     )
-    _describe(run)
-    return run
 
 
 def _check_speaks(source: Source) -> None:
@@ -190,37 +206,42 @@ def check_vocabulary(source: Source, tokenizer, sets: dict[str, TokenSet]) -> No
         )
 
 
-def _begin(
-    config: configs.Training, directory: Path, source: Source, sets: dict[str, TokenSet]
-) -> None:
+def _begin(run: Run) -> None:
     """Records what is trained; clears what a start under other settings left."""
+    config, directory = run.config, run.directory
     file = directory / "config.json"
     if file.is_file() and json.loads(file.read_text()) != configs.to_dict(config):
         for name in ("baseline", "samples", "eval", "tensorboard"):
             remove_directory(directory / name)
     record(config, directory)
-    list_bad_rows(directory, sets)
-    save_companions(source, directory / "model")
+    list_bad_rows(directory, run.sets())
+    save_companions(run.source, directory / "model")
 
 
-def _describe(run: Run) -> None:
+def described(run: Run) -> list[str]:
+    """What is trained and what a step holds, in lines for a user."""
     steps, plan, config = run.steps, run.steps.plan, run.config
     useful = steps.useful_tokens()
     rows = np.diff(plan.steps)
     fill = useful.sum() / (rows.sum() * plan.row_length)
     items = [len(plan.step_items(i)) for i in range(len(plan))]
-    epochs = sum(items) / run.epoch_size
-    drawn = "" if run.epoch_size == len(run.train) else f" (of {len(run.train)})"
-    say(
-        f"{run.stage.name}: {run.epoch_size} {run.stage.unit} to train on{drawn}, "
-        f"{len(run.held_out) if run.held_out else 0} held out"
-    )
-    say(
+    epochs = sum(items) / len(run.epoch_items)
+    drawn = "" if len(run.epoch_items) == len(run.train) else f" (of {len(run.train)})"
+    return [
+        f"{run.stage.name}: {len(run.epoch_items)} {run.stage.unit} to train on{drawn}, "
+        f"{len(run.held_out)} held out",
         f"a step: {np.mean(items):.1f} {run.stage.unit}, {rows.mean():.1f} rows of "
         f"{plan.row_length}, {useful.mean():.0f} tokens, fill {fill:.1%}; {len(plan)} steps, "
         f"{epochs:.2f} epochs, {config.compute.dtype} on {jax.device_count()} "
-        f"{jax.devices()[0].platform} device(s)"
-    )
+        f"{jax.devices()[0].platform} device(s)",
+    ]
+
+
+def starting_model(run: Run) -> Decoder:
+    """The weights that the run begins with, on the mesh."""
+    size = math.ceil(size_of(run.source) / jax.process_count() / 1e9)
+    with phase("loading weights (GB)", size) as update:
+        return jax.block_until_ready(load(watched(run.source, update)))
 
 
 def baseline(run: Run, model: Decoder, weights: str) -> Baseline:

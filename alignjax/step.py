@@ -1,5 +1,6 @@
 """One training step, the same for every stage."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -36,19 +37,27 @@ def gradients(
     in float32, so micro-batches, devices and padding do not change it.
     """
     grad = jax.grad(partial(batch_loss, stage=stage, compute=compute), has_aux=True)
+    grads, sums = _summed(partial(grad, model), batch, micro_batches)
+    count = sums["loss"][1]
+    return jax.tree.map(lambda g: g / count, grads), _means(sums)
+
+
+def _summed(part: Callable, batch: Batch, micro_batches: jax.Array):
+    """The sum of what `part` gives of each of the first `micro_batches` of a batch [A, B, ...]."""
 
     def add(i, sums):
         one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
-        return jax.tree.map(jnp.add, sums, grad(model, one))
+        return jax.tree.map(jnp.add, sums, part(one))
 
-    shapes = jax.eval_shape(grad, model, jax.tree.map(lambda x: x[0], batch))
+    shapes = jax.eval_shape(part, jax.tree.map(lambda x: x[0], batch))
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, out_sharding=leaf.sharding.spec), shapes
     )
-    grads, sums = jax.lax.fori_loop(0, micro_batches, add, zeros)
-    count = sums["loss"][1]
-    metrics = {name: total / number for name, (total, number) in sums.items()}
-    return jax.tree.map(lambda g: g / count, grads), metrics
+    return jax.lax.fori_loop(0, micro_batches, add, zeros)
+
+
+def _means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: total / number for name, (total, number) in sums.items()}
 
 
 @partial(jax.jit, static_argnames=("stage", "compute", "tx"), donate_argnames="state")
@@ -75,6 +84,18 @@ def train_step(
     updates, moments = tx.update(grads, state.optimizer, state.model)
     new = State(optax.apply_updates(state.model, updates), moments, state.step + 1)
     return jax.tree.map(partial(jnp.where, good), new, state), metrics
+
+
+@partial(jax.jit, static_argnames=("stage", "compute"))
+def metrics_step(
+    model: Decoder, batch: Batch, micro_batches: jax.Array, *, stage: Stage, compute: Compute
+) -> dict[str, jax.Array]:
+    """The metrics that `train_step` would log of a batch, but for the gradient's norm."""
+
+    def part(one: Batch) -> dict[str, jax.Array]:
+        return batch_loss(model, one, stage, compute)[1]
+
+    return _means(_summed(part, batch, micro_batches))
 
 
 @partial(jax.jit, static_argnames=("scores", "compute"))

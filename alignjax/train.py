@@ -1,6 +1,5 @@
 """Trains one stage: `python -m alignjax.train --config=NAME [--a.b=value ...]`."""
 
-import math
 import shlex
 import signal
 import sys
@@ -44,10 +43,10 @@ def _train(config: configs.Training) -> int:
     from alignjax.progress import phase, say
     from alignjax.reference import fingerprint
     from alignjax.resume import record
-    from alignjax.run import baseline, is_complete, prepare, stored_baseline
+    from alignjax.run import baseline, is_complete, prepare, starting_model, stored_baseline
     from alignjax.step import State, init_state
     from alignjax.weights.safetensors import export
-    from alignjax.weights.source import decoder_config, load, size_of, watched
+    from alignjax.weights.source import decoder_config
 
     processes.on_first(lambda: metrics.check(config))
     manager = checkpoint.open_manager(config)
@@ -59,9 +58,7 @@ def _train(config: configs.Training) -> int:
     before = samples.stored(run, 0)
     model = None
     if not first or before is None or not is_complete(run, base):
-        gigabytes = math.ceil(size_of(run.source) / jax.process_count() / 1e9)
-        with phase("loading weights (GB)", gigabytes) as update:
-            model = jax.block_until_ready(load(watched(run.source, update)))
+        model = starting_model(run)
         weights = fingerprint(model)
         if base and base.weights != weights:
             if first:

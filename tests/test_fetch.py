@@ -104,6 +104,9 @@ def test_each_kind_of_name_goes_its_way(tmp_path, monkeypatch):
     assert asked == []
     assert fetch.open_model("org/other", hub) == ("directory", hub)
     assert asked == [("org/other", True, False)]
+    monkeypatch.setattr(safetensors, "open_described", lambda path: ("described", path))
+    assert fetch.open_model("org/other", hub, weights=False) == ("described", hub)
+    assert asked[1] == ("org/other", False, False)
     assert fetch.open_model(NAME, hub) == ("gguf", hub / CACHED, hub)
 
 

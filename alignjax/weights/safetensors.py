@@ -72,6 +72,15 @@ def open_directory(path: Path) -> Source:
     return Source(path, config, tensors, read, path)
 
 
+def open_described(path: Path) -> Source:
+    """A directory with config.json and a tokenizer as a `Source` of no tensors."""
+    return Source(path, read_config(path), {}, _no_tensor, path)
+
+
+def _no_tensor(name: str, index: tuple[slice, ...]) -> np.ndarray:
+    raise AssertionError(f"{name}: the model was opened without its weights")
+
+
 def read_config(directory: Path) -> dict:
     """The config.json of a model directory."""
     file = directory / "config.json"

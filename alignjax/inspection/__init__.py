@@ -1,0 +1,1 @@
+"""What `alignjax.inspect` shows of a run, in the terminal and as a page."""
