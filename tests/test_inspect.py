@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SHARED_DATA, mesh, tiny_config, write_model
-from refusals import ended as trained
-from running import ROOT, arguments, environment, metrics_of
+from running import ROOT, arguments, environment
 from tokencases import pair_row, sft_row, write
 
 from alignjax import command, inspect
@@ -160,43 +159,6 @@ def test_the_page_is_whole_escaped_and_loads_nothing(root, tmp_path):
     about = f"id {first.id} · position 0 · segment 1 · not trained"
     assert spans[0].get("data-about") == about
     assert "".join(t.text for t in tokens).count("<script>") >= 1
-
-
-@pytest.mark.parametrize("stage", ["sft", "dpo", "rm"])
-def test_the_first_batch_has_the_loss_that_the_first_step_logs(
-    monkeypatch, capsys, root, tmp_path, stage
-):
-    run = tmp_path / "run"
-    more = ("--batch.max-steps=1", "--samples.prompts=0")
-    if stage == "sft":
-        more += (f"--data.path={write(tmp_path / 'hand.jsonl', ROWS['sft'])}",)
-    code, out, err = ended(monkeypatch, capsys, root, run, *more, stage=stage)
-    assert (code, err) == (0, "")
-    assert [file.name for file in run.iterdir()] == ["inspect.html"]
-    said = re.findall(r"│ (\S+)\s+│\s+(-?\d+\.\d{6}) │(?:\s+(\S*) │)?", out)
-    assert trained(monkeypatch, capsys, root, run, *more, stage=stage) == (0, "")
-    logged = next(line for line in metrics_of(run) if line["step"] == 1)
-    metrics = {name: float(value) for name, value, _ in said}
-    assert set(metrics) <= set(logged) and "loss" in metrics
-    metrics.pop("rewards/accuracies", None)  # of margins that are rounding's
-    for name, value in metrics.items():
-        assert value == pytest.approx(logged[name], abs=3e-6), name
-    expected = {name: float(value) for name, _, value in said if value}
-    if stage == "sft":
-        assert not expected and f"ln {128} = {np.log(128):.4f}" in out
-    else:
-        assert expected["loss"] == pytest.approx(np.log(2), abs=1e-6)
-        assert expected["rewards/margins"] == 0
-
-
-def test_margins_and_weights_of_rows_are_in_what_is_expected(monkeypatch, capsys, root, tmp_path):
-    rows = [pair_row("why", "because", "no", margin=2.0, weight=3.0), pair_row("how", "so", "no")]
-    more = (f"--data.path={write(tmp_path / 'm.jsonl', rows)}",)
-    _, out, _ = ended(monkeypatch, capsys, root, tmp_path / "run", *more, stage="rm")
-    loss = (3 * np.log1p(np.exp(2)) + np.log(2)) / 4
-    assert f"{loss:.6f}" in next(line for line in out.splitlines() if "│ loss" in line)
-    found = re.search(r"│ loss\s+│\s+(\S+) │\s+(\S+) │", out)
-    assert found[1] == found[2] == f"{loss:.6f}"
 
 
 def test_without_the_loss_no_weights_are_needed(monkeypatch, capsys, root, tmp_path):

@@ -62,13 +62,16 @@ def _expected(run: Run, model: Decoder, items: np.ndarray) -> dict[str, float]:
     blank = run.stage.name == "rm" and not bool(jnp.any(model.score))
     if not (run.stage.needs_reference or blank):
         return {}
+    known = ["rewards/margins"]
+    if not getattr(run.config, "sft_weight", 0):
+        known.append("loss")
     zeros_PS = np.zeros((len(items), run.train.sides), np.float32)
     facts = Facts(zeros_PS, zeros_PS, run.train.margin[items], run.train.weight[items])
     terms = run.stage.terms(zeros_PS, facts)
     return {
         name: float(values.sum() / counts.sum())
         for name, (values, counts) in terms.items()
-        if name in ("loss", "rewards/margins")
+        if name in known
     }
 
 
