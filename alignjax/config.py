@@ -25,7 +25,7 @@ class Model:
 class Compute:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of activations, matmuls and weight traffic
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"  # of gradients summed over devices
-    remat: Literal["none", "dots", "full"] = "full"  # what a layer recomputes in the backward pass
+    remat: Literal["none", "dots", "full", "offload"] = "full"  # what the backward pass makes again
     vocab_chunk: int = 4096  # vocabulary entries whose logits exist at one time
     attention: Literal["auto", "blocks", "splash", "triton"] = "auto"  # TPU splash, GPU triton
 

@@ -87,6 +87,15 @@ def test_the_step_lowers_on_the_declared_mesh(name):
     assert "tpu_custom_call" in text
 
 
+def test_what_is_offloaded_lies_on_the_host():
+    config = configs.load("tulu2_7b_dpo")
+    places = {}
+    for remat in ("dots", "offload"):
+        text = lower(replace(config, compute=replace(config.compute, remat=remat)))
+        places[remat] = text.count("pinned_host")
+    assert places["dots"] == 0 < places["offload"]
+
+
 @pytest.mark.parametrize("sizes", [{"fsdp": 3}, {"tensor": 3}])
 def test_a_mesh_that_does_not_divide_the_model_does_not_lower(sizes):
     config = configs.load("dpo_70b")

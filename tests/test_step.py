@@ -116,7 +116,7 @@ def test_devices_change_nothing(name, tied, sizes):
     assert_same(one, gradients(packed(sides), 1, stage, tied=tied))
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", "full", "offload"])
 def test_recomputation_changes_nothing(remat):
     stage, sides = STAGES["dpo"]
     compute = Compute(dtype="float32", remat=remat, vocab_chunk=32)

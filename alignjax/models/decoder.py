@@ -341,6 +341,9 @@ def _rms_norm(c: DecoderConfig, x, w):
 def _remat(layer, policy: str):
     if policy == "none":
         return layer
+    if policy == "offload":
+        kept = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
+        return jax.checkpoint(layer, policy=kept)
     if policy == "dots":
         saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return jax.checkpoint(layer, policy=saved)
