@@ -2,12 +2,12 @@
 
     python benchmarks/device.py --models smollm2_135m llama3.2_1b --record
 
-SFT and DPO steps of models with random weights: AdamW on float32 masters, bfloat16 arithmetic, DPO
-against cached reference log-probs. Sequences are as long as UltraFeedback's under SmolLM2's
-tokenizer (log-normal, median 413 tokens, sigma 0.71), their last two thirds are trained, and every
-implementation gets the same ones in each step: packed rows here, padded batches in PyTorch
-(transformers with scaled dot-product attention, or FlashAttention where it is installed). Tokens
-are counted without padding, and model FLOPs by `alignjax.models.flops`. Each measurement is a
+SFT, reward-model and DPO steps of models with random weights: AdamW on float32 masters, bfloat16
+arithmetic, DPO against cached reference log-probs. Sequences are as long as UltraFeedback's under
+SmolLM2's tokenizer (log-normal, median 413 tokens, sigma 0.71), their last two thirds are trained,
+and every implementation gets the same ones in each step: packed rows here, padded batches in
+PyTorch (transformers with scaled dot-product attention, or FlashAttention where it is installed).
+Tokens are counted without padding, model FLOPs by `alignjax.models.flops`. Each measurement is a
 process of its own; one that runs out of memory is told as such.
 """
 
@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Settings:
 
     # presets; tiny_NAME is one in a size for tests
     models: tuple[str, ...] = ("smollm2_135m", "llama3.2_1b", "llama3.2_3b", "llama3_8b")
-    stages: tuple[str, ...] = ("sft", "dpo")
+    stages: tuple[str, ...] = ("sft", "rm", "dpo")
     frameworks: tuple[str, ...] = ("alignjax", "torch")
     row_length: int = 2048  # tokens of a packed row, and the most of a sequence or a pair
     rows: int = 16  # packed rows that a step has about
@@ -97,11 +97,14 @@ class Work:
     def trained(self, items: np.ndarray) -> np.ndarray:
         return np.ceil(self.lengths[items] * TRAINED).astype(int)
 
-    def flops(self, config, step: int) -> float:
+    def flops(self, model, step: int) -> float:
+        """Of a step; a reward model's head sees the last token of a sequence alone."""
         from alignjax.models.flops import training_flops
 
         items = self.items[step]
-        return training_flops(config, self.lengths[items].ravel(), self.trained(items).ravel())
+        lengths = self.lengths[items].ravel()
+        heads = np.ones_like(lengths) if model.scored else self.trained(items).ravel()
+        return training_flops(model, lengths, heads)
 
     def tokens(self, step: int) -> int:
         return int(self.lengths[self.items[step]].sum())
@@ -112,7 +115,7 @@ def work_of(settings: Settings, stage: str):
     from alignjax.config import Batch
     from alignjax.data.packing import plan_training
 
-    sides = 2 if stage == "dpo" else 1
+    sides = 1 if stage == "sft" else 2
     most = settings.row_length // sides
     rng = np.random.default_rng(0)
     steps = settings.steps + 2
@@ -125,6 +128,13 @@ def work_of(settings: Settings, stage: str):
     return Work(lengths, [plan.step_items(step) for step in range(steps)]), plan
 
 
+def model_of(name: str, stage: str):
+    """Sizes of a preset; a reward model's for that stage."""
+    from alignjax.models.presets import preset
+
+    return replace(preset(name), scored=stage == "rm")
+
+
 def alignjax_steps(settings: Settings, stage: str, name: str) -> dict:
     import jax
 
@@ -133,13 +143,12 @@ def alignjax_steps(settings: Settings, stage: str, name: str) -> dict:
     from alignjax.data.batches import packed_steps
     from alignjax.data.tokens import TokenSet
     from alignjax.models import decoder
-    from alignjax.models.presets import preset
     from alignjax.sharding import axis_size, local_rows, place_rows, use_mesh
     from alignjax.stages import stage_of
     from alignjax.step import init_state, train_step
 
     use_mesh()
-    model, (work, plan) = preset(name), work_of(settings, stage)
+    model, (work, plan) = model_of(name, stage), work_of(settings, stage)
     items, sides = work.lengths.shape
     offsets = np.concatenate([[0], np.cumsum(work.lengths.ravel())])
     places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], work.lengths.ravel())
@@ -170,7 +179,7 @@ def alignjax_steps(settings: Settings, stage: str, name: str) -> dict:
     ref = np.zeros((items, sides), np.float32)
     steps = packed_steps(data, plan, rows, ref, local_rows(rows))
     compute = configs.Compute(dtype="bfloat16", remat=settings.remat, attention=settings.attention)
-    config = (configs.DPO if stage == "dpo" else configs.SFT)(compute=compute)
+    config = {"sft": configs.SFT, "rm": configs.RM, "dpo": configs.DPO}[stage](compute=compute)
     tx = optim.optimizer(config.optimizer, len(plan))
     state = init_state(decoder.init(model, jax.random.key(0)), tx)
     static = {"stage": stage_of(config), "compute": compute, "tx": tx}
@@ -204,18 +213,20 @@ def torch_steps(settings: Settings, stage: str, name: str) -> dict:
     import transformers
 
     from alignjax.models.families import to_hf
-    from alignjax.models.presets import preset
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
-    config, (work, _) = preset(name), work_of(settings, stage)
+    config, (work, _) = model_of(name, stage), work_of(settings, stage)
     flash = device == "cuda" and importlib.util.find_spec("flash_attn")
     hf = to_hf(config)
     kind = transformers.CONFIG_MAPPING[hf.pop("model_type")]
     with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(
+        auto = transformers.AutoModel if config.scored else transformers.AutoModelForCausalLM
+        model = auto.from_config(
             kind(**hf), attn_implementation="flash_attention_2" if flash else "sdpa"
         ).float()
+        if config.scored:
+            model.score = torch.nn.Linear(config.hidden_size, 1, bias=False)
     model.config.use_cache = False
     if settings.remat != "none":
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -233,6 +244,11 @@ def torch_steps(settings: Settings, stage: str, name: str) -> dict:
         tokens = torch.randint(config.vocab_size, shape, device=device, generator=generator)
         places = torch.arange(shape[1], device=device)
         mask = (places < ends[:, None]).long()
+        if config.scored:
+            with torch.autocast(device, torch.bfloat16):
+                hidden = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+            rewards = model.score(hidden[torch.arange(len(ends)), ends - 1].float()).view(-1, 2)
+            return -torch.nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1]).sum()
         with torch.autocast(device, torch.bfloat16):
             logits = model(input_ids=tokens, attention_mask=mask).logits[:, :-1]
         counts = (places >= begins[:, None]) & (places < ends[:, None])

@@ -24,13 +24,15 @@ def measured(tmp_path, *arguments: str) -> tuple[list[dict], str]:
 @pytest.mark.slow
 def test_steps_of_both_frameworks_are_measured(tmp_path):
     pytest.importorskip("torch", reason="the extra `parity` is not installed")
-    found, said = measured(tmp_path, *SMALL, "--models", "tiny_llama3_8b", "--stages", "sft", "dpo")
+    found, said = measured(
+        tmp_path, *SMALL, "--models", "tiny_llama3_8b", "--stages", "sft", "rm", "dpo"
+    )
     assert [(one["stage"], one["framework"]) for one in found] == [
-        (stage, framework) for stage in ("sft", "dpo") for framework in ("alignjax", "torch")
+        (stage, framework) for stage in ("sft", "rm", "dpo") for framework in ("alignjax", "torch")
     ]
     for one in found:
         assert one["tokens_per_second"] > 0 and len(one["seconds"]) == 3 and one["mfu"] is None
-    assert said.startswith("## 1 x CPU, ") and said.count("| tiny_llama3_8b | ") == 4
+    assert said.startswith("## 1 x CPU, ") and said.count("| tiny_llama3_8b | ") == 6
 
 
 def test_a_measurement_that_fails_is_told_in_its_place(tmp_path):

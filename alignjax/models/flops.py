@@ -33,6 +33,7 @@ def forward_flops(c: DecoderConfig, lengths: np.ndarray, scored: np.ndarray) -> 
     """Of one forward pass over sequences of so many tokens, `scored` of which meet the head.
 
     A token attends to itself and the tokens before it in its sequence, at most `c.window` of them.
+    The head of a reward model has one output.
     """
     lengths = np.asarray(lengths, np.float64)
     q_size, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
@@ -40,7 +41,8 @@ def forward_flops(c: DecoderConfig, lengths: np.ndarray, scored: np.ndarray) -> 
     full = lengths if c.window is None else np.minimum(lengths, c.window)
     seen = (full * (full + 1) / 2 + (lengths - full) * full).sum()  # pairs of query and key
     layer = 2 * matrices * lengths.sum() + 4 * q_size * seen
-    return float(c.layers * layer + 2 * c.vocab_size * c.hidden_size * np.sum(scored))
+    outputs = 1 if c.scored else c.vocab_size
+    return float(c.layers * layer + 2 * outputs * c.hidden_size * np.sum(scored))
 
 
 def training_flops(c: DecoderConfig, lengths: np.ndarray, scored: np.ndarray) -> float:
