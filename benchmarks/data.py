@@ -3,7 +3,8 @@
     python benchmarks/data.py FILE [FILE ...] [--model=smollm2-135m-instruct] [--lengths=10000000]
 
 Tokenizing reads each file of rows to a fresh token cache (pairs where its first row has `chosen`,
-else conversations) and counts seconds of all cores together, so that the figure is that of one.
+else conversations) and counts seconds of all cores together, so that the figure is that of one. The
+items that fit a row of 2,048 tokens are packed, by 16 rows and by 128 items a step.
 Planning packs random lengths, as many as asked for, in a process of its own: pairs by steps of 64,
 and single sequences by steps of 16 full rows of 2,048 tokens.
 """
@@ -38,7 +39,9 @@ def main() -> None:
     found = {file: tokenizing(Path(file), settings.model) for file in settings.files}
     for file, one in found.items():
         print(
-            f"{Path(file).name:32} {one['tokens']:>10,} tokens {one['rate'] / 1e6:6.2f}M/s a core"
+            f"{Path(file).name:32} {one['tokens']:>10,} tokens {one['rate'] / 1e6:6.2f}M/s a core, "
+            f"{one['kept']:.1%} fit a row, fill {one['fill_rows']:.1%} by rows, "
+            f"{one['fill_items']:.1%} by 128 a step"
         )
     if settings.lengths:
         context = multiprocessing.get_context("spawn")
@@ -70,8 +73,25 @@ def tokenizing(file: Path, model: str) -> dict:
         started = time.process_time()
         tokens = token_set(data, stage, False, tokenizer, source.tokenizer_dir, Path(cache), _quiet)
         seconds = time.process_time() - started
-        count = len(tokens.tokens)
-    return {"tokens": count, "seconds": seconds, "rate": count / seconds}
+        count, lengths = len(tokens.tokens), np.array(tokens.lengths())
+    fit = lengths[lengths <= ROW]
+    return {
+        "tokens": count,
+        "seconds": seconds,
+        "rate": count / seconds,
+        "kept": len(fit) / len(lengths),
+        "fill_rows": _fill(fit, {"rows": 16}),
+        "fill_items": _fill(fit, {"pairs": 128}),
+    }
+
+
+def _fill(lengths: np.ndarray, batch: dict) -> float:
+    """Share of an epoch's rows that holds tokens, the last step's among them."""
+    from alignjax.config import Batch
+    from alignjax.data.packing import plan_training
+
+    plan = plan_training(lengths, Batch(row_length=ROW, **batch), 0)
+    return float(lengths.sum() / (plan.steps[-1] * ROW))
 
 
 def _quiet(*_) -> None:
