@@ -125,6 +125,10 @@ def results(data, rewards) -> dict:
     return {
         "rows": data.counts,
         "all": preferences.agreement(margins, longer),
+        "rewards": {
+            name: {"min": float(side.min()), "mean": float(side.mean()), "max": float(side.max())}
+            for name, side in zip(("chosen", "rejected"), rewards.T.astype(np.float64), strict=True)
+        },
         "by_source": preferences.agreement_by(np.array(data.sources)[data.source], margins, longer),
         "by_user_turns": preferences.agreement_by(data.turns, margins, longer),
         "calibration": {"error": error, "bins": [one._asdict() for one in bins]},
@@ -151,6 +155,9 @@ def show(config: configs.RMEval, found: dict) -> None:
         shares = (_share(part, name) for name in ("accuracy", "longer_wins"))
         table.add_row(title, f"{part['pairs']:,}", *shares, f"{part['margin']:.4f}")
     console.print(table)
+    for name, side in found["rewards"].items():
+        spread = ", ".join(f"{what} {value:.4f}" for what, value in side.items())
+        console.print(f"rewards of {name} answers: {spread}")
     calibration = found["calibration"]
     title = f"calibration: expected error {calibration['error']:.1%}"
     table = Table(title=title, title_justify="left")

@@ -114,6 +114,10 @@ def test_rewards_are_those_of_each_answer_alone(ended, rewards_alone, tmp_path):
     assert whole["accuracy"] == pytest.approx((margins > 0).mean())
     assert 0 < whole["accuracy"] < 1
     assert whole["margin"] == pytest.approx(margins.mean(), abs=1e-5)
+    for side, name in enumerate(("chosen", "rejected")):
+        own = expected[:, side]
+        spread = {"min": own.min(), "mean": own.mean(), "max": own.max()}
+        assert results["rewards"][name] == pytest.approx(spread, abs=1e-5)
     counted = [one["pairs"] for one in results["calibration"]["bins"]]
     assert sum(counted) == 6
     for name, own in (("people", [0, 1, 5]), ("model", [2, 3]), ("", [4])):
