@@ -198,8 +198,8 @@ def test_a_file_that_is_no_gguf(root, refusal):
 SETTINGS = {
     ("--beta.x=1",): (
         "--beta.x: there is no such key; there are batch.*, beta, checkpoint.*, compute.*, data.*, "
-        "export.*, label_smoothing, log.*, mesh.*, model.*, name, optimizer.*, run_dir, samples.*, "
-        "seed, wandb."
+        "export.*, label_smoothing, log.*, loss, margin, mesh.*, model.*, name, optimizer.*, "
+        "run_dir, samples.*, seed, sft_weight, wandb."
     ),
     ("--batch.size=1",): (
         "--batch.size: there is no such key; there are batch.epochs, batch.max_steps, batch.pairs, "
@@ -254,8 +254,37 @@ SETTINGS = {
     ("--checkpoint.best=eval_los:min",): (
         "checkpoint.best='eval_los:min': there is no metric eval_los; there are eval_loss, "
         "eval_rewards/chosen, eval_rewards/rejected, eval_rewards/margins, "
-        "eval_rewards/accuracies, eval_logps/chosen, eval_logps/rejected."
+        "eval_rewards/accuracies, eval_logps/chosen, eval_logps/rejected, eval_logps/margins, "
+        "eval_tokens/chosen, eval_tokens/rejected."
     ),
+    ("--loss=hinge", "--label-smoothing=0.1"): (
+        "label_smoothing=0.1 is not for loss=hinge: set it to 0."
+    ),
+    ("--loss=robust", "--label-smoothing=0.5"): (
+        "label_smoothing=0.5 leaves loss=robust nothing to learn from: make it less."
+    ),
+    ("--loss=ipo", "--margin=1"): (
+        "margin=1.0 is not for loss=ipo, whose margin is 1 / (2 beta): set it to 0, and choose "
+        "beta."
+    ),
+    ("--loss=ipo", "--beta=0"): (
+        "beta=0 is not for loss=ipo, whose margin is 1 / (2 beta): raise it."
+    ),
+    ("--data.train-on=everything",): (
+        "data.train_on=everything is for sft: the sides of a pair share a prompt."
+    ),
+    ("--data.select=longest",): (
+        "data.select=longest chooses nothing: set data.max_pairs, or leave it."
+    ),
+    ("--data.select=score_gap", "--data.max-pairs=2"): (
+        "data.select=score_gap: no row has a `margin`, by which the chosen answer's score is above "
+        "the rejected one's; add that column, or choose another selection."
+    ),
+    ("--data.weights=1,2",): (
+        "data.weights=1,2: give a number of at least 0 for each name of data.path (1 here), with "
+        "commas between."
+    ),
+    ("--data.weights=0",): "data.weights=0 leaves no row to train on.",
 }
 
 

@@ -25,7 +25,9 @@ def test_the_code_of_a_command_that_ends_well_is_its_own(capsys):
 
 def test_a_mistake_that_alignjax_words_is_one_sentence(capsys):
     code, said = ended(capsys, lambda: config.load("nothing.py"))
-    assert code == 2 and said.startswith("error: --config=nothing.py: there is no nothing.py; give")
+    assert code == 2 and said.startswith(
+        "error: --config=nothing.py: there is no such config or file; give"
+    )
     assert said.count("\n") == 1
 
 
@@ -45,7 +47,7 @@ class Bad(list):
 
 def test_the_trace_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("ALIGNJAX_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="there is no nothing.py"):
+    with pytest.raises(ValueError, match="there is no such config or file"):
         command.run(lambda: config.load("nothing.py"))
 
 

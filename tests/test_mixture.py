@@ -87,8 +87,8 @@ def test_what_does_not_fit_is_refused(data):
         with pytest.raises(ValueError) as caught:
             epoch_items(data, Data(path=PARTS, weights=weights), 0)
         assert str(caught.value) == (
-            f"data.weights={weights}: give one number of at least 0 for each of the 3 names of "
-            "data.path, with commas between."
+            f"data.weights={weights}: give a number of at least 0 for each name of data.path (3 "
+            "here), with commas between."
         )
     with pytest.raises(ValueError, match="^data.select=score_gap: no row has a `margin`, by which"):
         epoch_items(data, Data(path=PARTS, max_pairs=9, select="score_gap"), 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracle import SPECIAL, check_steps, run, write_byte_tokenizer
 
-from alignjax.data import chat, tokens
+from alignjax.data import chat, fitting
 from alignjax.data.batches import PackedSteps
 
 PLAIN_SAMPLE = {
@@ -124,12 +124,12 @@ def test_a_shifted_mask_of_plain_text_is_seen(tmp_path, tokenizer_dir, monkeypat
 
 @pytest.mark.parametrize("stride", [-1, 1])
 def test_pieces_at_other_places_are_seen(tmp_path, tokenizer_dir, monkeypatch, stride):
-    real = tokens._pieces
+    real = fitting._pieces
 
     def damaged(ids, mask, max_length):
         for start in range(0, len(ids) - 1, max_length - 1 + stride):
             yield from list(real(ids[start:], mask[start:], max_length))[:1]
 
-    monkeypatch.setattr(tokens, "_pieces", damaged)
+    monkeypatch.setattr(fitting, "_pieces", damaged)
     with pytest.raises(AssertionError):
         sample(tmp_path, tokenizer_dir)

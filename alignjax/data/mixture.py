@@ -36,8 +36,8 @@ def _weights(config: Data) -> list[float] | None:
         found = []
     if len(found) != len(names) or not all(0 <= weight < np.inf for weight in found):
         raise ValueError(
-            f"data.weights={config.weights}: give one number of at least 0 for each of the "
-            f"{len(names)} names of data.path, with commas between."
+            f"data.weights={config.weights}: give a number of at least 0 for each name of "
+            f"data.path ({len(names)} here), with commas between."
         )
     return found
 
