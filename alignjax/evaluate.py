@@ -5,7 +5,6 @@ parses its arguments before anything slow is imported.
 """
 
 import json
-import math
 import sys
 
 from alignjax import checks, command
@@ -28,9 +27,9 @@ def evaluate(config: configs.RMEval) -> int:
     from alignjax.config import RM
     from alignjax.files import location
     from alignjax.progress import only_first_process, phase
+    from alignjax.run import load_shown
     from alignjax.sharding import axis_size, use_mesh
     from alignjax.stages import stage_of
-    from alignjax.weights.source import load, size_of, watched
 
     processes.join()
     only_first_process(jax.process_index())
@@ -38,9 +37,7 @@ def evaluate(config: configs.RMEval) -> int:
     source, data = _prepare(config)
     if config.out:
         processes.on_first(lambda: location(config.out).mkdir(parents=True, exist_ok=True))
-    gigabytes = math.ceil(size_of(source) / jax.process_count() / 1e9)
-    with phase("loading weights (GB)", gigabytes) as update:
-        model = jax.block_until_ready(load(watched(source, update)))
+    model = load_shown(source)
     with phase("scoring", len(data)) as update:
         rewards = evaluation.score(
             model,

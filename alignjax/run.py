@@ -60,7 +60,7 @@ class Run:
 
     def optimizer(self) -> optax.GradientTransformation:
         words = None
-        if getattr(self.config, "learned_words", "all") == "special":
+        if isinstance(self.config, configs.SFT) and self.config.learned_words == "special":
             words = special_ids(self.tokenizer)
         return optim.optimizer(self.config.optimizer, len(self.steps), words)
 
@@ -237,11 +237,11 @@ def described(run: Run) -> list[str]:
     ]
 
 
-def starting_model(run: Run) -> Decoder:
-    """The weights that the run begins with, on the mesh."""
-    size = math.ceil(size_of(run.source) / jax.process_count() / 1e9)
+def load_shown(source: Source) -> Decoder:
+    """A source's weights on the mesh; shows how far it is."""
+    size = math.ceil(size_of(source) / jax.process_count() / 1e9)
     with phase("loading weights (GB)", size) as update:
-        return jax.block_until_ready(load(watched(run.source, update)))
+        return jax.block_until_ready(load(watched(source, update)))
 
 
 def baseline(run: Run, model: Decoder, weights: str) -> Baseline:

@@ -43,7 +43,7 @@ def _train(config: configs.Training) -> int:
     from alignjax.progress import phase, say
     from alignjax.reference import fingerprint
     from alignjax.resume import record
-    from alignjax.run import baseline, is_complete, prepare, starting_model, stored_baseline
+    from alignjax.run import baseline, is_complete, load_shown, prepare, stored_baseline
     from alignjax.step import State, init_state
     from alignjax.weights.safetensors import export
     from alignjax.weights.source import decoder_config
@@ -58,7 +58,7 @@ def _train(config: configs.Training) -> int:
     before = samples.stored(run, 0)
     model = None
     if not first or before is None or not is_complete(run, base):
-        model = starting_model(run)
+        model = load_shown(run.source)
         weights = fingerprint(model)
         if base and base.weights != weights:
             if first:

@@ -114,8 +114,9 @@ def work_of(settings: Settings, stage: str):
     """The sequences, and the plan that packs them."""
     from alignjax.config import Batch
     from alignjax.data.packing import plan_training
+    from alignjax.data.rows import sides_of
 
-    sides = 1 if stage == "sft" else 2
+    sides = sides_of(stage)
     most = settings.row_length // sides
     rng = np.random.default_rng(0)
     steps = settings.steps + 2

@@ -103,6 +103,7 @@ def traced(config: Training, c: DecoderConfig, resolve: Callable = lambda shapes
 
     from alignjax import optim, sharding
     from alignjax.data.batches import Batch
+    from alignjax.data.rows import sides_of
     from alignjax.models import decoder
     from alignjax.stages import stage_of
     from alignjax.step import State, train_step
@@ -119,7 +120,7 @@ def traced(config: Training, c: DecoderConfig, resolve: Callable = lambda shapes
     def array(*shape, dtype=jnp.int32):
         return jax.ShapeDtypeStruct((1, rows, *shape), dtype, sharding=split)
 
-    sides = 1 if stage.name == "sft" else 2
+    sides = sides_of(stage.name)
     tokens = [array(config.batch.row_length) for _ in range(4)]
     items = (array(8, sides, dtype=jnp.float32), *(array(8, dtype=jnp.float32) for _ in range(2)))
     batch = Batch(*tokens, array(8), *items)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax import evaluation
+from alignjax.config import DPO
 from alignjax.models.decoder import Decoder
 from alignjax.progress import phase
-from alignjax.run import Run, starting_model
+from alignjax.run import Run, load_shown
 from alignjax.sharding import place_rows
 from alignjax.stages import Facts
 from alignjax.step import metrics_step
@@ -40,7 +41,7 @@ def first_batch(run: Run) -> FirstBatch:
     scored in the order of a whole run, on which its last bits depend.
     """
     config, steps = run.config, run.steps
-    model = starting_model(run)
+    model = load_shown(run.source)
     items = np.unique(steps.plan.step_items(0))
     if run.stage.needs_reference:
         with phase("reference log-probs, first batch", len(items)) as update:
@@ -63,7 +64,7 @@ def _expected(run: Run, model: Decoder, items: np.ndarray) -> dict[str, float]:
     if not (run.stage.needs_reference or blank):
         return {}
     known = ["rewards/margins"]
-    if not getattr(run.config, "sft_weight", 0):
+    if not (isinstance(run.config, DPO) and run.config.sft_weight):
         known.append("loss")
     zeros_PS = np.zeros((len(items), run.train.sides), np.float32)
     facts = Facts(zeros_PS, zeros_PS, run.train.margin[items], run.train.weight[items])
