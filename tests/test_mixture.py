@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import tokens_of
+from tokencases import PAIRS, make, write
 
 from alignjax.config import Batch, Data
 from alignjax.data.mixture import epoch_items
@@ -92,3 +93,14 @@ def test_what_does_not_fit_is_refused(data):
         )
     with pytest.raises(ValueError, match="^data.select=score_gap: no row has a `margin`, by which"):
         epoch_items(data, Data(path=PARTS, max_pairs=9, select="score_gap"), 0)
+
+
+def test_the_same_files_by_other_names_are_other_parts(tmp_path, tokenizer, tokenizer_dir):
+    """A glob is one name, and a mixture has a weight for each name."""
+    for name, row in zip("ab", PAIRS, strict=False):
+        write(tmp_path / f"{name}.jsonl", [row])
+    whole, listed = f"{tmp_path}/*.jsonl", f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl"
+    parts = [
+        make(path, tokenizer, tokenizer_dir, tmp_path).part.tolist() for path in (whole, listed)
+    ]
+    assert parts == [[0, 0], [0, 1]]

@@ -6,6 +6,11 @@ from alignjax.config import Data
 from alignjax.data.sources import path_names
 from alignjax.data.tokens import TokenSet
 
+_DRAW, _CHOICE = (
+    1,
+    2,
+)  # random streams of their own: NumPy takes [seed, n, 0] for an epoch's [seed, n]
+
 
 def epoch_items(data: TokenSet, config: Data, seed: int) -> np.ndarray:
     """Items of every epoch, int64 [m] in the data's order; one of a weight above 1 several times.
@@ -47,14 +52,14 @@ def _drawn(data: TokenSet, part: int, weight: float, seed: int) -> np.ndarray:
     items = np.flatnonzero(data.part == part)
     whole = int(weight)
     share = round((weight - whole) * len(items))
-    more = np.random.default_rng([seed, part, 0]).permutation(items)[:share]
+    more = np.random.default_rng([seed, part, _DRAW]).permutation(items)[:share]
     return np.concatenate([np.tile(items, whole), more])
 
 
 def _ranked(pool: np.ndarray, data: TokenSet, config: Data, seed: int) -> np.ndarray:
     """The pool, those to be chosen first."""
     if config.select == "random":
-        return np.random.default_rng([seed, 0, 1]).permutation(pool)
+        return np.random.default_rng([seed, 0, _CHOICE]).permutation(pool)
     if config.select == "score_gap":
         if "margin" not in data.columns:
             raise ValueError(

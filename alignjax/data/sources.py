@@ -49,11 +49,12 @@ def title(data: Data, held_out: bool) -> str:
 
 
 def digest(data: Data, held_out: bool) -> str:
-    """SHA-256 of all content that decides the rows: files, their formats and their order.
+    """SHA-256 of all content that decides the rows: files, their formats, order and parts.
 
     The settings that divide rows into splits are not part of it.
     """
-    parts = [(source.own_split, source.identity()) for _, source in _sources(data, held_out)]
+    found = _sources(data, held_out)
+    parts = [(part, source.own_split, source.identity()) for part, source in found]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
