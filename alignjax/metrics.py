@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import json
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -106,22 +107,26 @@ def _tensorboard(directory: Path, step: int) -> Iterator[Log]:
 
     tensorboardX's own SummaryWriter writes from a thread, where nobody hears of a full disk.
     """
-    from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import RecordWriter
     from tensorboardX.summary import scalar
 
     target = directory / "tensorboard"
     target.mkdir(parents=True, exist_ok=True)
-    out = EventsWriter(os.fspath(target / "events"), f".{time.time_ns()}")  # a file of its own
+    now = time.time_ns()  # a file of its own
+    out = RecordWriter(os.fspath(target / f"events.out.tfevents.{now}.{socket.gethostname()}"))
     flushed = time.monotonic()
+
+    def event(**fields) -> None:
+        out.write(Event(**fields).SerializeToString())
 
     def write(line: dict) -> None:
         nonlocal flushed
-        now = {"wall_time": time.time(), "step": line["step"]}
+        at = {"wall_time": time.time(), "step": line["step"]}
         with naming(target):
             for name, value in line.items():
                 if name != "step":
-                    out.write_event(Event(**now, summary=scalar(name, value)))
+                    event(**at, summary=scalar(name, value))
             if time.monotonic() - flushed > _FLUSH_SECONDS:
                 out.flush()
                 flushed = time.monotonic()
@@ -130,9 +135,10 @@ def _tensorboard(directory: Path, step: int) -> Iterator[Log]:
         with naming(target):
             out.flush()
 
-    start = SessionLog(status=SessionLog.START)
-    out.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
     try:
+        event(wall_time=time.time(), file_version="brain.Event:2")
+        start = SessionLog(status=SessionLog.START)
+        event(wall_time=time.time(), step=step + 1, session_log=start)
         yield Log(write, flush)
     finally:
         with suppress(OSError):  # what was saved is flushed; the rest is written again

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,16 @@ def test_tensorboard_has_each_step_once_after_a_resume(tmp_path):
     drawn = scalars(tmp_path)
     assert drawn["loss"] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.25), (4, 4.25), (5, 5.25)]
     assert [step for step, _ in drawn["rewards/margins"]] == list(range(6))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_says_nothing_behind_the_run_when_tensorboard_is_closed(tmp_path, monkeypatch):
+    full = Path("/dev/full").open("wb")
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: full)
+    with metrics.writing(tmp_path, DPO(), -1) as log:
+        log.write({"step": 0, "loss": 1.0})
+    assert full.closed  # or its end would print a second sentence, when nobody can catch it
+    assert metrics.read(tmp_path / "metrics.jsonl") == [{"step": 0, "loss": 1.0}]
 
 
 class Recorded(types.ModuleType):
