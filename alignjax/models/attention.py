@@ -144,7 +144,7 @@ def _row_forward(window, q_TNGK, k_SNK, v_SNK, segments_T):
             new_NGT = jnp.maximum(top_NGT, scores_NGTS.max(-1))
             e_NGTS = jnp.exp(scores_NGTS - new_NGT[..., None])
             shrink_NGT = jnp.exp(top_NGT - new_NGT)
-            more_NGTK = _dot("ngts,nsk->ngtk", e_NGTS.astype(v_SNK.dtype), v_INSK[j])
+            more_NGTK = _dot("ngts,nsk->ngtk", e_NGTS.astype(v_SNK.dtype), _at(v_INSK, j))
             out_NGTK = out_NGTK * shrink_NGT[..., None] + more_NGTK
             return out_NGTK, new_NGT, total_NGT * shrink_NGT + e_NGTS.sum(-1)
 
@@ -175,12 +175,12 @@ def _row_backward(window, q_TNGK, k_SNK, v_SNK, segments_T, out_TNGK, lse_INGT, 
         def add(j, sums):
             dq_NGTK, dk_INKS, dv_INKS = sums
             p_NGTS = jnp.exp(scores(i, j, q_NGTK) - lse_NGT[..., None])
-            dp_NGTS = _dot("ngtk,nks->ngts", g_NGTK, v_INKS[j])
+            dp_NGTS = _dot("ngtk,nks->ngts", g_NGTK, _at(v_INKS, j))
             ds_NGTS = (p_NGTS * (dp_NGTS - own_NGT[..., None])).astype(q_NGTK.dtype)
-            dq_NGTK += _dot("ngts,nsk->ngtk", ds_NGTS, k_INSK[j])
+            dq_NGTK += _dot("ngts,nsk->ngtk", ds_NGTS, _at(k_INSK, j))
             dk_NKS = _dot("ngkt,ngts->nks", q_NGKT, ds_NGTS)
             dv_NKS = _dot("ngkt,ngts->nks", g_NGKT, p_NGTS.astype(g_NGTK.dtype))
-            return dq_NGTK, dk_INKS.at[j].add(dk_NKS), dv_INKS.at[j].add(dv_NKS)
+            return dq_NGTK, _add_at(dk_INKS, j, dk_NKS), _add_at(dv_INKS, j, dv_NKS)
 
         zero_NGTK = jnp.zeros_like(q_NGTK, jnp.float32)
         dq_NGTK, *sums = jax.lax.fori_loop(first, i + 1, add, (zero_NGTK, *sums))
@@ -203,14 +203,23 @@ def _block_scores(k_INSK, segments_T, window: int | None):
     segments_IT = segments_T.reshape(-1, BLOCK)
 
     def scores(i, j, q_NGTK):
-        mask_TS = _mask(segments_IT[i], segments_IT[j], (i - j) * BLOCK, window)
-        scores_NGTS = _dot("ngtk,nks->ngts", q_NGTK, k_INKS[j])
+        mask_TS = _mask(_at(segments_IT, i), _at(segments_IT, j), (i - j) * BLOCK, window)
+        scores_NGTS = _dot("ngtk,nks->ngts", q_NGTK, _at(k_INKS, j))
         return jnp.where(mask_TS, scores_NGTS, jnp.finfo(jnp.float32).min)
 
     return scores
 
 
 _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _at(blocks, j):
+    """Block j, which is there: XLA need not check."""
+    return blocks.at[j].get(mode="promise_in_bounds")
+
+
+def _add_at(blocks, j, more):
+    return blocks.at[j].add(more, mode="promise_in_bounds")
 
 
 def _first_blocks(segments_T, window: int | None):
