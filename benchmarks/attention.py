@@ -1,15 +1,20 @@
 """Attention in blocks that documents bound, against full masks: training steps on this machine.
 
-    python benchmarks/attention.py [--median 179] [--sigma 0.8] [--json]
+    python benchmarks/attention.py [--devices 1] [--rows-per-device 1] [--median 179] [--sigma 0.8]
+        [--json]
 
 SFT steps in float32 of a Llama of 5.3M parameters on full rows of packed documents, whose lengths
 are log-normal; those of Dolly's conversations in SmolLM2's tokens have median 110 and sigma 0.74.
 A full mask is taken by `jax.nn.dot_product_attention` and by this library's own dense attention.
-The versions take turns; the figures are medians, and a ratio is that of neighbouring turns.
+XLA runs the small products of a block on one core, so that blocks need a device a core: by default
+there are as many CPU devices as cores, each with rows of its own, as `JAX_NUM_CPU_DEVICES=2` and
+`--mesh.replica=2` have it in a run. The versions take turns; the figures are medians, and a ratio
+is that of neighbouring turns.
 """
 
 import argparse
 import json
+import os
 import statistics
 import time
 
@@ -39,8 +44,8 @@ MODEL = tiny(
 )
 
 
-def batch(rng: np.random.Generator, median: float, sigma: float) -> Batch:
-    """Micro-batches of one full row each; every token but a document's first is trained."""
+def batch(rng: np.random.Generator, median: float, sigma: float, together: int) -> Batch:
+    """Micro-batches of full rows, so many together; all tokens but documents' first are trained."""
     segments = np.zeros((ROWS, 1, ROW), np.int32)
     positions = np.zeros_like(segments)
     for row in range(ROWS):
@@ -57,7 +62,7 @@ def batch(rng: np.random.Generator, median: float, sigma: float) -> Batch:
         targets[row, 0, : len(trained)] = trained
     places = int(segments.max())
     items = np.arange(1, places + 1) * (np.arange(1, places + 1) <= segments.max(2)[..., None])
-    return Batch(
+    rows = Batch(
         tokens=rng.integers(0, MODEL.vocab_size, segments.shape, np.int32),
         positions=positions,
         segments=segments,
@@ -67,6 +72,7 @@ def batch(rng: np.random.Generator, median: float, sigma: float) -> Batch:
         margin=np.zeros((ROWS, 1, places), np.float32),
         weight=(items > 0).astype(np.float32),
     )
+    return jax.tree.map(lambda array: array.reshape(-1, together, *array.shape[2:]), rows)
 
 
 def by_jax(q_BTNGK, k_BSNK, v_BSNK, mask_BTS):
@@ -84,18 +90,26 @@ def step_with(block: int, dense, rows: Batch):
     tx = optim.optimizer(config.optimizer, 100)
     state = init_state(decoder.init(MODEL, jax.random.key(0)), tx)
     static = {"stage": stage_of(config), "compute": config.compute, "tx": tx}
-    lowered = train_step.lower(state, rows, np.int32(ROWS), np.int32(0), **static)
+    micro_batches = np.int32(len(rows.tokens))
+    lowered = train_step.lower(state, rows, micro_batches, np.int32(0), **static)
     return lowered.compile(), state
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="CPU devices")
+    parser.add_argument("--rows-per-device", type=int, default=1, help="of a micro-batch")
     parser.add_argument("--median", type=float, default=179, help="of the documents' tokens")
     parser.add_argument("--sigma", type=float, default=0.8, help="of their logarithm")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    use_mesh()
-    rows = place_rows(batch(np.random.default_rng(0), options.median, options.sigma), 1)
+    jax.config.update("jax_num_cpu_devices", options.devices)
+    use_mesh(replica=options.devices)
+    together = options.devices * options.rows_per_device
+    if ROWS % together:
+        parser.error(f"{ROWS} rows are no whole number of micro-batches of {together}.")
+    drawn = batch(np.random.default_rng(0), options.median, options.sigma, together)
+    rows, micro_batches = place_rows(drawn, together), np.int32(ROWS // together)
     block, dense = attention.BLOCK, attention._dense
     versions = {
         "jax.nn": step_with(ROW, by_jax, rows),
@@ -106,7 +120,7 @@ def main() -> None:
     for turn in range(TURNS + 1):
         for name, (step, state) in versions.items():
             started = time.perf_counter()
-            state, metrics = step(state, rows, np.int32(ROWS), np.int32(0))
+            state, metrics = step(state, rows, micro_batches, np.int32(0))
             jax.block_until_ready(metrics)
             versions[name] = step, state
             if turn:  # the first warms up
