@@ -1,0 +1,54 @@
+"""What the benchmarks of a small model train on, the same for every library: numpy alone.
+
+A Llama of 5.3M parameters, in the words of transformers, and items of random tokens whose lengths
+are log-normal. Side 0 of a pair is chosen, side 1 rejected; both begin with the pair's prompt.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+LENGTH = 512  # most tokens of a sequence
+MEDIAN, SIGMA = 0.35 * LENGTH, 0.8  # tokens of a sequence, and of their logarithm
+ITEMS = 1024
+PAD = 0  # no sequence holds it
+LLAMA = {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 32,
+    "intermediate_size": 688,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 2 * LENGTH,
+    "tie_word_embeddings": False,
+}
+
+
+class Item(NamedTuple):
+    """A prompt, empty in SFT, and what answers it: one document, or the two sides of a pair."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+
+    def tokens(self) -> int:
+        """Tokens that a step on the item processes; a prompt counts with each answer."""
+        return sum(len(self.prompt) + len(answer) for answer in self.answers)
+
+
+def items(stage: str, seed: int = 0) -> list[Item]:
+    """The items of a stage, "sft", "rm" or "dpo"; a third of a pair's shorter side is prompt."""
+    rng = np.random.default_rng(seed)
+    sides = 1 if stage == "sft" else 2
+    lengths = rng.lognormal(np.log(MEDIAN), SIGMA, (ITEMS, sides)).clip(16, LENGTH).astype(int)
+    prompts = lengths.min(1) // 3 if sides == 2 else np.zeros(ITEMS, int)
+
+    def draw(count: int) -> list[int]:
+        return rng.integers(PAD + 1, LLAMA["vocab_size"], count).tolist()
+
+    return [
+        Item(draw(prompt), [draw(length - prompt) for length in own])
+        for own, prompt in zip(lengths, prompts, strict=True)
+    ]
