@@ -52,3 +52,35 @@ def items(stage: str, seed: int = 0) -> list[Item]:
         Item(draw(prompt), [draw(length - prompt) for length in own])
         for own, prompt in zip(lengths, prompts, strict=True)
     ]
+
+
+def token_set(stage: str):
+    """The items as alignjax has them after tokenization; what answers is trained."""
+    from alignjax.data.tokens import TokenSet
+
+    own = items(stage)
+    sequences = [item.prompt + answer for item in own for answer in item.answers]
+    lengths = [len(sequence) for sequence in sequences]
+    prompts = [len(item.prompt) for item in own for _ in item.answers]
+    places = np.concatenate([np.arange(length) for length in lengths])
+    none = np.zeros(len(own), np.int32)
+    return TokenSet(
+        tokens=np.concatenate(sequences).astype(np.int32),
+        trained=places >= np.repeat(np.maximum(prompts, 1), lengths),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        file_index=none,
+        lines=none,
+        margin=none.astype(np.float32),
+        weight=(none + 1).astype(np.float32),
+        source=none,
+        part=none,
+        turns=none,
+        files=[""],
+        units=["line"],
+        sources=[""],
+        columns=[],
+        largest_token=LLAMA["vocab_size"] - 1,
+        counts={},
+        sides=len(own[0].answers),
+        key="",
+    )
