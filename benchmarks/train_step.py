@@ -41,7 +41,7 @@ def steps_of(options) -> PackedSteps:
         epochs=1 + (options.warmup + options.steps) * options.items // len(data),
         max_steps=options.warmup + options.steps,
     )
-    plan = plan_training(data.lengths(), batch, 0)
+    plan = plan_training(data.lengths(), batch, options.seed)
     rows = options.rows_per_device * axis_size("batch")
     ref = np.zeros((len(data), sides), np.float32)
     return packed_steps(data, plan, rows, ref, local_rows(rows))
@@ -52,8 +52,9 @@ def main() -> None:
     parser.add_argument("--stage", choices=CONFIGS, required=True)
     parser.add_argument("--items", type=int, default=16, help="pairs or rows of a step")
     parser.add_argument("--rows-per-device", type=int, default=1, help="of a micro-batch")
-    parser.add_argument("--steps", type=int, default=8, help="measured")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before them")
+    parser.add_argument("--steps", type=int, default=6, help="measured")
+    parser.add_argument("--warmup", type=int, default=1, help="steps before them")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the items")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     use_mesh()

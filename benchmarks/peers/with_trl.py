@@ -89,10 +89,12 @@ def trainer_of(options, directory: str, callback: Steps):
     llama = transformers.LlamaConfig(**workload.LLAMA, pad_token_id=workload.PAD, use_cache=False)
     settings = {
         "output_dir": directory,
+        "seed": options.seed,
         "per_device_train_batch_size": options.batch,
         "gradient_accumulation_steps": options.items // options.batch,
         "max_steps": options.warmup + options.steps,
         "train_sampling_strategy": "group_by_length" if options.grouped else "random",
+        "remove_unused_columns": False,  # the lengths, for grouping
         "max_length": workload.LENGTH,
         "use_cpu": True,
         "bf16": False,
@@ -128,8 +130,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="of those, in a micro-batch")
     parser.add_argument("--mode", default="bfd", help="sft: a packing strategy, or padded")
     parser.add_argument("--grouped", action=argparse.BooleanOptionalAction, default=False)
-    parser.add_argument("--steps", type=int, default=4, help="measured")
+    parser.add_argument("--steps", type=int, default=3, help="measured")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the items")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
