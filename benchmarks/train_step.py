@@ -12,7 +12,6 @@ a run. `benchmarks/peers/compare.py` sets it beside other libraries.
 import argparse
 import json
 import time
-from dataclasses import replace
 
 import jax
 import numpy as np
@@ -23,7 +22,6 @@ from alignjax import optim
 from alignjax.data.batches import PackedSteps, packed_steps
 from alignjax.data.packing import plan_training
 from alignjax.models import decoder
-from alignjax.models.families import from_hf
 from alignjax.sharding import axis_size, local_rows, place_rows, use_mesh
 from alignjax.stages import stage_of
 from alignjax.step import init_state, train_step
@@ -62,9 +60,7 @@ def main() -> None:
     compute = configs.Compute(dtype="float32", remat="none")
     config = CONFIGS[options.stage](compute=compute)
     stage, tx = stage_of(config), optim.optimizer(config.optimizer, len(steps))
-    model = from_hf(workload.LLAMA | {"model_type": "llama"}, "workload.LLAMA")
-    model = replace(model, scored=options.stage == "rm")
-    state = init_state(decoder.init(model, jax.random.key(0)), tx)
+    state = init_state(decoder.init(workload.model(options.stage), jax.random.key(0)), tx)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.model))
     batches = steps.read()
     batch = place_rows(next(batches), steps.rows)

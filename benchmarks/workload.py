@@ -1,9 +1,10 @@
-"""What the benchmarks of a small model train on, the same for every library: numpy alone.
+"""What the benchmarks train on. Importing it, and drawing the items, needs numpy alone.
 
 A Llama of 5.3M parameters, in the words of transformers, and items of random tokens whose lengths
 are log-normal. Side 0 of a pair is chosen, side 1 rejected; both begin with the pair's prompt.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -54,20 +55,34 @@ def items(stage: str, seed: int = 0) -> list[Item]:
     ]
 
 
+def model(stage: str):
+    """The Llama as alignjax knows it; a reward model's for that stage."""
+    from alignjax.models.families import from_hf
+
+    return replace(from_hf(LLAMA | {"model_type": "llama"}, "LLAMA"), scored=stage == "rm")
+
+
 def token_set(stage: str):
     """The items as alignjax has them after tokenization; what answers is trained."""
-    from alignjax.data.tokens import TokenSet
-
     own = items(stage)
     sequences = [item.prompt + answer for item in own for answer in item.answers]
-    lengths = [len(sequence) for sequence in sequences]
-    prompts = [len(item.prompt) for item in own for _ in item.answers]
-    places = np.concatenate([np.arange(length) for length in lengths])
-    none = np.zeros(len(own), np.int32)
+    sides = len(own[0].answers)
+    lengths = np.array([len(sequence) for sequence in sequences]).reshape(-1, sides)
+    prompts = np.repeat([[len(item.prompt)] for item in own], sides, axis=1)
+    return tokenized(np.concatenate(sequences), lengths, prompts)
+
+
+def tokenized(tokens: np.ndarray, lengths: np.ndarray, prompts: np.ndarray):
+    """A TokenSet of sequences back to back; `lengths` and `prompts` are [items, sides]."""
+    from alignjax.data.tokens import TokenSet
+
+    offsets = np.concatenate([[0], np.cumsum(lengths.ravel())])
+    places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths.ravel())
+    none = np.zeros(len(lengths), np.int32)
     return TokenSet(
-        tokens=np.concatenate(sequences).astype(np.int32),
-        trained=places >= np.repeat(np.maximum(prompts, 1), lengths),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        tokens=tokens.astype(np.int32),
+        trained=(places >= np.repeat(prompts.ravel(), lengths.ravel())) & (places > 0),
+        offsets=offsets,
         file_index=none,
         lines=none,
         margin=none.astype(np.float32),
@@ -79,8 +94,8 @@ def token_set(stage: str):
         units=["line"],
         sources=[""],
         columns=[],
-        largest_token=LLAMA["vocab_size"] - 1,
+        largest_token=int(tokens.max()),
         counts={},
-        sides=len(own[0].answers),
+        sides=lengths.shape[1],
         key="",
     )
