@@ -1,21 +1,26 @@
 """Training steps of a small Llama on the processors of this machine: useful tokens a second.
 
-    python benchmarks/train_step.py --stage sft|rm|dpo [--json]
+    python benchmarks/train_step.py --stage sft|rm|dpo [--json] [--profile]
 
 The model, the lengths and the tokens are those of workload.py; float32, AdamW, DPO against a cached
 reference. A step is 16 pairs, or 16 rows of 512 tokens (sft), packed as a run packs them, in rows
-of 512 tokens, or of 1,024 where a row has to hold a pair. Its tokens count without padding, prompts
-with each side. Compiling and the first steps are left out; batches are made while steps run, as in
-a run. `benchmarks/peers/compare.py` sets it beside other libraries.
+of 512 tokens, or of 1,024 where a row holds pairs. Its tokens count without padding, those of
+a prompt with each side. Compiling and the first steps are left out; batches are made while steps
+run. `--profile` tells which files of the library the time goes to; `benchmarks/peers/compare.py`
+sets the rate beside that of other libraries.
 """
 
 import argparse
 import json
+import tempfile
 import time
+from contextlib import nullcontext
+from pathlib import Path
 
 import jax
 import numpy as np
 import workload
+from breakdown import shares
 
 from alignjax import config as configs
 from alignjax import optim
@@ -53,6 +58,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="measured")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the items")
+    parser.add_argument("--profile", action="store_true", help="shares of the time, by file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     use_mesh()
@@ -68,13 +74,16 @@ def main() -> None:
         state, batch, np.int32(1), np.int32(0), stage=stage, compute=compute, tx=tx
     ).compile()
     ends = []
-    for number in range(len(steps)):
-        micro = np.int32(steps.micro_batches(number))
-        state, metrics = step(state, batch, micro, np.int32(number))
-        if number + 1 < len(steps):
-            batch = place_rows(next(batches), steps.rows)
-        assert np.isfinite(float(metrics["loss"]))
-        ends.append(time.perf_counter())
+    with tempfile.TemporaryDirectory() as traced:
+        with jax.profiler.trace(traced) if options.profile else nullcontext():
+            for number in range(len(steps)):
+                micro = np.int32(steps.micro_batches(number))
+                state, metrics = step(state, batch, micro, np.int32(number))
+                if number + 1 < len(steps):
+                    batch = place_rows(next(batches), steps.rows)
+                assert np.isfinite(float(metrics["loss"]))
+                ends.append(time.perf_counter())
+        profile = shares(Path(traced), step.as_text()) if options.profile else {}
     useful = steps.useful_tokens()[options.warmup :]
     rows = np.diff(steps.plan.steps)[options.warmup :]
     found = {
@@ -85,7 +94,12 @@ def main() -> None:
         "fill": useful.sum() / (rows.sum() * steps.plan.row_length),
         "parameters": parameters,
     }
-    print(json.dumps(found) if options.json else f"{found['tokens_per_second']:.0f} tokens/s")
+    if options.json:
+        print(json.dumps(found | ({"profile": profile} if profile else {})))
+        return
+    print(f"{found['tokens_per_second']:.0f} tokens/s, rows {found['fill']:.1%} full")
+    for name, share in profile.items():
+        print(f"{share:6.1%} {name}")
 
 
 if __name__ == "__main__":
