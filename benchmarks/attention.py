@@ -20,28 +20,18 @@ import time
 
 import jax
 import numpy as np
+import workload
 
 from alignjax import config as configs
 from alignjax import optim
 from alignjax.data.batches import Batch
 from alignjax.models import attention, decoder
-from alignjax.models.presets import tiny
 from alignjax.sharding import place_rows, use_mesh
 from alignjax.stages import stage_of
 from alignjax.step import init_state, train_step
 
-ROW, ROWS, TURNS = 512, 8, 9
-MODEL = tiny(
-    "llama2_7b",
-    vocab_size=4096,
-    hidden_size=256,
-    layers=4,
-    heads=8,
-    kv_heads=8,
-    head_dim=32,
-    mlp_size=688,
-    tied_head=False,
-)
+ROW, ROWS, TURNS = workload.LENGTH, 8, 9
+MODEL = workload.model("sft")
 
 
 def batch(rng: np.random.Generator, median: float, sigma: float, together: int) -> Batch:
@@ -99,8 +89,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--devices", type=int, default=os.cpu_count(), help="CPU devices")
     parser.add_argument("--rows-per-device", type=int, default=1, help="of a micro-batch")
-    parser.add_argument("--median", type=float, default=179, help="of the documents' tokens")
-    parser.add_argument("--sigma", type=float, default=0.8, help="of their logarithm")
+    parser.add_argument(
+        "--median", type=float, default=workload.MEDIAN, help="of the documents' tokens"
+    )
+    parser.add_argument("--sigma", type=float, default=workload.SIGMA, help="of their logarithm")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", options.devices)

@@ -21,6 +21,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+from workload import tokenized
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -142,7 +143,6 @@ def alignjax_steps(settings: Settings, stage: str, name: str) -> dict:
     from alignjax import config as configs
     from alignjax import optim
     from alignjax.data.batches import packed_steps
-    from alignjax.data.tokens import TokenSet
     from alignjax.models import decoder
     from alignjax.sharding import axis_size, local_rows, place_rows, use_mesh
     from alignjax.stages import stage_of
@@ -151,31 +151,9 @@ def alignjax_steps(settings: Settings, stage: str, name: str) -> dict:
     use_mesh()
     model, (work, plan) = model_of(name, stage), work_of(settings, stage)
     items, sides = work.lengths.shape
-    offsets = np.concatenate([[0], np.cumsum(work.lengths.ravel())])
-    places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], work.lengths.ravel())
-    first = np.repeat((work.lengths - work.trained(np.arange(items))).ravel(), work.lengths.ravel())
-    rng = np.random.default_rng(1)
-    none = np.zeros(items, np.int32)
-    data = TokenSet(
-        tokens=rng.integers(0, model.vocab_size, offsets[-1], np.int32),
-        trained=(places >= first) & (places > 0),
-        offsets=offsets,
-        file_index=none,
-        lines=none,
-        margin=none,
-        weight=none + 1,
-        source=none,
-        part=none,
-        turns=none,
-        files=[""],
-        units=["row"],
-        sources=[""],
-        columns=[],
-        largest_token=model.vocab_size - 1,
-        counts={},
-        sides=sides,
-        key="",
-    )
+    prompts = work.lengths - work.trained(np.arange(items))
+    tokens = np.random.default_rng(1).integers(0, model.vocab_size, work.lengths.sum())
+    data = tokenized(tokens, work.lengths, prompts)
     rows = settings.rows_per_device * axis_size("batch")
     ref = np.zeros((items, sides), np.float32)
     steps = packed_steps(data, plan, rows, ref, local_rows(rows))

@@ -1,4 +1,4 @@
-"""The benchmark of training steps, run as a user runs it, in a size for tests."""
+"""The benchmarks of training steps, run as a user runs them, in sizes for tests."""
 
 import json
 import os
@@ -8,17 +8,24 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "device.py"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+SCRIPT = BENCHMARKS / "device.py"
 SMALL = ("--row-length=128", "--rows=4", "--rows-per-device=2")
 
 
 def measured(tmp_path, *arguments: str) -> tuple[list[dict], str]:
     file = tmp_path / "found.json"
-    command = [sys.executable, str(SCRIPT), *arguments, "--steps=1", f"--json={file}"]
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(SCRIPT.parents[1])}
+    said = run(SCRIPT, *arguments, "--steps=1", f"--json={file}")
+    return json.loads(file.read_text()), said
+
+
+def run(script: Path, *arguments: str) -> str:
+    """What a script prints, on one device."""
+    command = [sys.executable, str(script), *arguments]
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(BENCHMARKS.parent)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(file.read_text()), done.stdout
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -39,3 +46,31 @@ def test_a_measurement_that_fails_is_told_in_its_place(tmp_path):
     found, said = measured(tmp_path, "--models=no_such", "--stages=sft", "--frameworks=alignjax")
     assert found[0]["problem"].startswith("ValueError: no_such: there is no such preset; there are")
     assert "| no_such | sft | alignjax | ValueError: no_such: there is no such preset" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, parameters", [("sft", 5261568), ("rm", 4213248)])
+def test_steps_of_the_small_model_are_measured(stage, parameters):
+    script = BENCHMARKS / "train_step.py"
+    said = run(script, f"--stage={stage}", "--items=2", "--steps=2", "--json")
+    found = json.loads(said)
+    assert found["tokens_per_second"] > 0 and found["parameters"] == parameters
+    assert 0.5 < found["fill"] <= 1
+
+
+@pytest.mark.slow
+def test_a_peer_is_measured_by_turns():
+    pytest.importorskip("trl", reason="the extra `parity` is not installed")
+    small = "--items 2 --steps 1"
+    said = run(
+        BENCHMARKS / "peers" / "compare.py",
+        "--stage=dpo",
+        f"--ours={small}",
+        f"--trl={sys.executable} {small} --batch 1",
+        "--turns=2",
+        "--json",
+    )
+    found = json.loads(said)
+    rates = {name: [one["tokens_per_second"] for one in own] for name, own in found["runs"].items()}
+    ratios = [a / b for a, b in zip(rates["alignjax"], rates["trl"], strict=True)]
+    assert found["ratio"] == {"trl": pytest.approx(sum(ratios) / 2)}

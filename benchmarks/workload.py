@@ -1,0 +1,101 @@
+"""What the benchmarks train on. Importing it, and drawing the items, needs numpy alone.
+
+A Llama of 5.3M parameters, in the words of transformers, and items of random tokens whose lengths
+are log-normal. Side 0 of a pair is chosen, side 1 rejected; both begin with the pair's prompt.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+LENGTH = 512  # most tokens of a sequence
+MEDIAN, SIGMA = 0.35 * LENGTH, 0.8  # tokens of a sequence, and of their logarithm
+ITEMS = 1024
+PAD = 0  # no sequence holds it
+LLAMA = {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 32,
+    "intermediate_size": 688,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 2 * LENGTH,
+    "tie_word_embeddings": False,
+}
+
+
+class Item(NamedTuple):
+    """A prompt, empty in SFT, and what answers it: one document, or the two sides of a pair."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+
+    def tokens(self) -> int:
+        """Tokens that a step on the item processes; a prompt counts with each answer."""
+        return sum(len(self.prompt) + len(answer) for answer in self.answers)
+
+
+def items(stage: str, seed: int = 0) -> list[Item]:
+    """The items of a stage, "sft", "rm" or "dpo"; a third of a pair's shorter side is prompt."""
+    rng = np.random.default_rng(seed)
+    sides = 1 if stage == "sft" else 2
+    lengths = rng.lognormal(np.log(MEDIAN), SIGMA, (ITEMS, sides)).clip(16, LENGTH).astype(int)
+    prompts = lengths.min(1) // 3 if sides == 2 else np.zeros(ITEMS, int)
+
+    def draw(count: int) -> list[int]:
+        return rng.integers(PAD + 1, LLAMA["vocab_size"], count).tolist()
+
+    return [
+        Item(draw(prompt), [draw(length - prompt) for length in own])
+        for own, prompt in zip(lengths, prompts, strict=True)
+    ]
+
+
+def model(stage: str):
+    """The Llama as alignjax knows it; a reward model's for that stage."""
+    from alignjax.models.families import from_hf
+
+    return replace(from_hf(LLAMA | {"model_type": "llama"}, "LLAMA"), scored=stage == "rm")
+
+
+def token_set(stage: str):
+    """The items as alignjax has them after tokenization; what answers is trained."""
+    own = items(stage)
+    sequences = [item.prompt + answer for item in own for answer in item.answers]
+    sides = len(own[0].answers)
+    lengths = np.array([len(sequence) for sequence in sequences]).reshape(-1, sides)
+    prompts = np.repeat([[len(item.prompt)] for item in own], sides, axis=1)
+    return tokenized(np.concatenate(sequences), lengths, prompts)
+
+
+def tokenized(tokens: np.ndarray, lengths: np.ndarray, prompts: np.ndarray):
+    """A TokenSet of sequences back to back; `lengths` and `prompts` are [items, sides]."""
+    from alignjax.data.tokens import TokenSet
+
+    offsets = np.concatenate([[0], np.cumsum(lengths.ravel())])
+    places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths.ravel())
+    none = np.zeros(len(lengths), np.int32)
+    return TokenSet(
+        tokens=tokens.astype(np.int32),
+        trained=(places >= np.repeat(prompts.ravel(), lengths.ravel())) & (places > 0),
+        offsets=offsets,
+        file_index=none,
+        lines=none,
+        margin=none.astype(np.float32),
+        weight=(none + 1).astype(np.float32),
+        source=none,
+        part=none,
+        turns=none,
+        files=[""],
+        units=["line"],
+        sources=[""],
+        columns=[],
+        largest_token=int(tokens.max()),
+        counts={},
+        sides=lengths.shape[1],
+        key="",
+    )
