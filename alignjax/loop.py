@@ -34,10 +34,10 @@ def fit(run: Run, state: State, first: int, base: Baseline, manager) -> tuple[St
     try:
         with metrics.writing(run.directory, run.config, first if first else -1) as log:
             if not first and base.logps_held_out is not None:
-                zero = evaluation.item_terms(
+                zero = evaluation.logged(
                     run.stage, base.logps_held_out, base.ref_held_out, run.held_out
                 )
-                log.write({"step": 0, "epoch": 0.0, **evaluation.means(zero)})
+                log.write({"step": 0, "epoch": 0.0, **zero})
             return _steps(run, state, first, base, manager, log)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -155,8 +155,7 @@ def evaluate(run: Run, model: Decoder, step: int, base: Baseline) -> dict[str, f
         )
     if is_first():
         save_array(_scores_file(run, step), logps)
-    terms = evaluation.item_terms(run.stage, logps, base.ref_held_out, run.held_out)
-    return evaluation.means(terms)
+    return evaluation.logged(run.stage, logps, base.ref_held_out, run.held_out)
 
 
 def _scores_file(run: Run, step: int) -> Path:
