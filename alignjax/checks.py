@@ -29,6 +29,7 @@ _BOUNDS = {
     "optimizer.eps": (0, _ANY),
     "optimizer.weight_decay": (0, _ANY),
     "optimizer.clip_norm": (0, _ANY),
+    "optimizer.ema_decay": (0, 1),
     "checkpoint.every": (1, _ANY),
     "checkpoint.keep": (1, _ANY),
     "log.every": (1, _ANY),
@@ -61,6 +62,11 @@ def check_training(config: Training) -> None:
     for key in ("max_pairs", "max_prompt_length"):
         if own == "sequences" and getattr(config.data, key):
             raise ValueError(f"data.{key} is for pairs, which this stage does not train on.")
+    if config.optimizer.ema_decay == 1:
+        raise ValueError(
+            "optimizer.ema_decay=1.0 keeps the weights that training starts from: make it less, "
+            "such as 0.999."
+        )
     if config.data.select != "random" and not config.data.max_pairs:
         raise ValueError(
             f"data.select={config.data.select} chooses nothing: set data.max_pairs, or leave it."

@@ -49,7 +49,7 @@ def _finish_here(run: Run, state: State, last: int, base: Baseline) -> None:
     """Evaluates where a run was made to end at a step that was saved but not evaluated."""
     file = _scores_file(run, last)
     if run.held_out and not on_first(file.is_file):
-        held_out = evaluate(run, state.model, last, base)
+        held_out = evaluate(run, state.result(), last, base)
         lines = metrics.read(run.directory / "metrics.jsonl") if is_first() else []
         known = next((line for line in lines if line["step"] == last), {"step": last})
         with metrics.writing(run.directory, run.config, last - 1) as log:
@@ -67,6 +67,7 @@ def _steps(
     epoch = np.cumsum(items) / len(run.epoch_items)
     batches = replace(run.steps, ref=base.ref_train).read(first)
     static = {"stage": run.stage, "compute": config.compute, "tx": run.optimizer()}
+    static["ema_decay"] = config.optimizer.ema_decay
     batch = _next(batches, run.rows)
     with phase("compiling the training step"):
         step_fn = train_step.lower(state, batch, np.int32(1), np.int32(0), **static).compile()
@@ -117,7 +118,7 @@ def _steps(
             line, pending = finish(), None
             held_out = {}
             if evaluating:
-                held_out = evaluate(run, state.model, done, base)
+                held_out = evaluate(run, state.result(), done, base)
                 say("  held out: " + _numbers(held_out))
             log.write(line | held_out)
             if saving:

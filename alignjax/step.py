@@ -21,11 +21,17 @@ class State(NamedTuple):
     model: Decoder
     optimizer: optax.OptState
     step: jax.Array
+    ema: Decoder | None = None  # float32 average of the weights after each step, where one is kept
+
+    def result(self) -> Decoder:
+        """The weights that are evaluated, answer prompts and are exported."""
+        return self.model if self.ema is None else self.ema
 
 
-def init_state(model: Decoder, tx: optax.GradientTransformation) -> State:
-    """State before the first step; moments are born sharded as the weights are."""
-    return State(model, jax.jit(tx.init)(model), jnp.zeros((), jnp.int32))
+def init_state(model: Decoder, tx: optax.GradientTransformation, ema_decay: float = 0.0) -> State:
+    """State before the first step; moments and average are born sharded as the weights are."""
+    ema = jax.tree.map(jnp.copy, model) if ema_decay else None
+    return State(model, jax.jit(tx.init)(model), jnp.zeros((), jnp.int32), ema)
 
 
 def gradients(
@@ -68,7 +74,7 @@ def _means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: total / number for name, (total, number) in sums.items()}
 
 
-@partial(jax.jit, static_argnames=("stage", "compute", "tx"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("stage", "compute", "tx", "ema_decay"), donate_argnames="state")
 def train_step(
     state: State,
     batch: Batch,
@@ -78,8 +84,11 @@ def train_step(
     stage: Stage,
     compute: Compute,
     tx: optax.GradientTransformation,
+    ema_decay: float = 0.0,
 ) -> tuple[State, dict[str, jax.Array]]:
     """Takes step number `index` on the first `micro_batches` of a batch [A, B, ...].
+
+    The average of the weights, if any, becomes ema_decay of itself and the rest of the new weights.
 
     A step whose loss or gradient is not finite changes nothing, and neither does any later one:
     `state.step` stays behind `index`.
@@ -90,7 +99,10 @@ def train_step(
     good = finite & (state.step == index)
 
     updates, moments = tx.update(grads, state.optimizer, state.model)
-    new = State(optax.apply_updates(state.model, updates), moments, state.step + 1)
+    model, ema = optax.apply_updates(state.model, updates), state.ema
+    if ema is not None:
+        ema = optax.incremental_update(model, ema, 1 - ema_decay)
+    new = State(model, moments, state.step + 1, ema)
     return jax.tree.map(partial(jnp.where, good), new, state), metrics
 
 

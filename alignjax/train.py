@@ -3,6 +3,7 @@
 import shlex
 import signal
 import sys
+from functools import partial
 
 from alignjax import checks, command
 from alignjax import config as configs
@@ -44,7 +45,7 @@ def _train(config: configs.Training) -> int:
     from alignjax.reference import fingerprint
     from alignjax.resume import record
     from alignjax.run import baseline, is_complete, load_shown, prepare, stored_baseline
-    from alignjax.step import State, init_state
+    from alignjax.step import init_state
     from alignjax.weights.safetensors import export
     from alignjax.weights.source import decoder_config
 
@@ -52,7 +53,7 @@ def _train(config: configs.Training) -> int:
     manager = checkpoint.open_manager(config)
     first = manager.latest_step() or 0
     run = prepare(config, first)
-    tx = run.optimizer()
+    initial = partial(init_state, tx=run.optimizer(), ema_decay=config.optimizer.ema_decay)
 
     base = stored_baseline(run)
     before = samples.stored(run, 0)
@@ -73,15 +74,12 @@ def _train(config: configs.Training) -> int:
     if first:
         del model
         with phase(f"restoring step {first}"):
-            like = jax.eval_shape(
-                lambda model: State(model, tx.init(model), jax.numpy.int32(0)),
-                abstract(decoder_config(run.source)),
-            )
+            like = jax.eval_shape(initial, abstract(decoder_config(run.source)))
             state = checkpoint.restore(manager, first, like)
         processes.on_first(lambda: record(config, run.directory))
         say(f"going on from step {first} of {run.directory}")
     else:
-        state = init_state(model, tx)
+        state = initial(model)
         del model
     state, done = fit(run, state, first, base, manager)
     with phase("saving"):
@@ -96,9 +94,9 @@ def _train(config: configs.Training) -> int:
     with phase("exporting"):
         target = run.directory / "export"
         how, beside = config.export, run.beside_export()
-        export(state.model, run.source, target, how.dtype, how.shard_bytes, beside)
+        export(state.result(), run.source, target, how.dtype, how.shard_bytes, beside)
     after = samples.stored(run, done)
-    after = samples.sample(run, state.model, done) if after is None else after
+    after = samples.sample(run, state.result(), done) if after is None else after
     if jax.process_index() == 0:
         report.show(run, base, before, after, target)
     return 0
