@@ -57,6 +57,8 @@ def check_training(config: Training) -> None:
         raise ValueError("samples.prompts is not for this stage: a reward model gives no answers.")
     if isinstance(config, DPO):
         _check_loss(config)
+    if config.samples.kl:
+        _check_kl(config)
     if own == "pairs" and config.data.train_on == "everything":
         raise ValueError("data.train_on=everything is for sft: the sides of a pair share a prompt.")
     for key in ("max_pairs", "max_prompt_length"):
@@ -86,6 +88,19 @@ def check_evaluation(config: RMEval) -> None:
             "data.path and data.eval_path are empty: name files, a dataset directory or ORG/NAME."
         )
     _check_data(config.data, config.batch.row_length, 2)
+
+
+def _check_kl(config: Training) -> None:
+    """Refuses to measure what no answers, or answers of another distribution, can tell."""
+    if not isinstance(config, DPO):
+        raise ValueError("samples.kl is for dpo, which has a reference; leave it out.")
+    if not config.samples.prompts:
+        raise ValueError("samples.kl measures answers: set samples.prompts to more than 0.")
+    if config.samples.temperature != 1:
+        raise ValueError(
+            f"samples.temperature={config.samples.temperature} draws other answers than the "
+            "policy's own, which samples.kl measures: set it to 1."
+        )
 
 
 def _check_loss(config: DPO) -> None:

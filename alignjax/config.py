@@ -103,6 +103,7 @@ class Samples:
     max_tokens: int = 96  # longest answer, in tokens
     temperature: float = 0.7  # 0: greedy
     batch: int = 64  # prompts answered at one time on each data-parallel device
+    kl: bool = False  # dpo: answer at each evaluation, and measure KL to the reference, read again
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignjax import checkpoint, evaluation, metrics, optim
+from alignjax import checkpoint, divergence, evaluation, metrics, optim, samples
 from alignjax.data.batches import Batch
 from alignjax.files import save_array
 from alignjax.models.decoder import Decoder
@@ -142,7 +142,10 @@ def _is_due(run: Run, done: int) -> bool:
 
 
 def evaluate(run: Run, model: Decoder, step: int, base: Baseline) -> dict[str, float]:
-    """Metrics on the held-out rows; their log-probs are kept in the run directory."""
+    """Metrics on the held-out rows; their log-probs are kept in the run directory.
+
+    With samples.kl those of answers to their prompts are among them.
+    """
     config = run.config
     with phase(f"evaluating at step {step}", len(run.held_out)) as update:
         logps = evaluation.score(
@@ -156,7 +159,10 @@ def evaluate(run: Run, model: Decoder, step: int, base: Baseline) -> dict[str, f
         )
     if is_first():
         save_array(_scores_file(run, step), logps)
-    return evaluation.logged(run.stage, logps, base.ref_held_out, run.held_out)
+    found = evaluation.logged(run.stage, logps, base.ref_held_out, run.held_out)
+    if config.samples.kl:
+        found |= divergence.metrics(samples.sample(run, model, step, base.weights))
+    return found
 
 
 def _scores_file(run: Run, step: int) -> Path:

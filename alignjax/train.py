@@ -58,7 +58,8 @@ def _train(config: configs.Training) -> int:
     base = stored_baseline(run)
     before = samples.stored(run, 0)
     model = None
-    if not first or before is None or not is_complete(run, base):
+    complete = bool(first) and before is not None and is_complete(run, base)
+    if not complete or config.samples.kl and first < len(run.steps):  # evaluations will read it
         model = load_shown(run.source)
         weights = fingerprint(model)
         if base and base.weights != weights:
@@ -70,7 +71,7 @@ def _train(config: configs.Training) -> int:
                 )
             base = before = None  # of a start that saved nothing
         base = base if is_complete(run, base) else baseline(run, model, weights)
-        before = samples.sample(run, model, 0) if before is None else before
+        before = samples.sample(run, model, 0, base.weights) if before is None else before
     if first:
         del model
         with phase(f"restoring step {first}"):
@@ -96,7 +97,8 @@ def _train(config: configs.Training) -> int:
         how, beside = config.export, run.beside_export()
         export(state.result(), run.source, target, how.dtype, how.shard_bytes, beside)
     after = samples.stored(run, done)
-    after = samples.sample(run, state.result(), done) if after is None else after
+    if after is None:
+        after = samples.sample(run, state.result(), done, base.weights)
     if jax.process_index() == 0:
         report.show(run, base, before, after, target)
     return 0
