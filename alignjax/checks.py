@@ -29,6 +29,7 @@ _BOUNDS = {
     "optimizer.eps": (0, _ANY),
     "optimizer.weight_decay": (0, _ANY),
     "optimizer.clip_norm": (0, _ANY),
+    "optimizer.ema_decay": (0, 1),
     "checkpoint.every": (1, _ANY),
     "checkpoint.keep": (1, _ANY),
     "log.every": (1, _ANY),
@@ -56,11 +57,18 @@ def check_training(config: Training) -> None:
         raise ValueError("samples.prompts is not for this stage: a reward model gives no answers.")
     if isinstance(config, DPO):
         _check_loss(config)
+    if config.samples.kl:
+        _check_kl(config)
     if own == "pairs" and config.data.train_on == "everything":
         raise ValueError("data.train_on=everything is for sft: the sides of a pair share a prompt.")
     for key in ("max_pairs", "max_prompt_length"):
         if own == "sequences" and getattr(config.data, key):
             raise ValueError(f"data.{key} is for pairs, which this stage does not train on.")
+    if config.optimizer.ema_decay == 1:
+        raise ValueError(
+            "optimizer.ema_decay=1.0 keeps the weights that training starts from: make it less, "
+            "such as 0.999."
+        )
     if config.data.select != "random" and not config.data.max_pairs:
         raise ValueError(
             f"data.select={config.data.select} chooses nothing: set data.max_pairs, or leave it."
@@ -80,6 +88,19 @@ def check_evaluation(config: RMEval) -> None:
             "data.path and data.eval_path are empty: name files, a dataset directory or ORG/NAME."
         )
     _check_data(config.data, config.batch.row_length, 2)
+
+
+def _check_kl(config: Training) -> None:
+    """Refuses to measure what no answers, or answers of another distribution, can tell."""
+    if not isinstance(config, DPO):
+        raise ValueError("samples.kl is for dpo, which has a reference; leave it out.")
+    if not config.samples.prompts:
+        raise ValueError("samples.kl measures answers: set samples.prompts to more than 0.")
+    if config.samples.temperature != 1:
+        raise ValueError(
+            f"samples.temperature={config.samples.temperature} draws other answers than the "
+            "policy's own, which samples.kl measures: set it to 1."
+        )
 
 
 def _check_loss(config: DPO) -> None:

@@ -80,6 +80,7 @@ class Optimizer:
     eps: float = 1e-8  # AdamW's denominator
     weight_decay: float = 0.0  # decoupled; matrices only
     clip_norm: float = 1.0  # global gradient norm above which gradients are scaled down
+    ema_decay: float = 0.0  # of an average of the weights, which is then the result; 0: none
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Samples:
     max_tokens: int = 96  # longest answer, in tokens
     temperature: float = 0.7  # 0: greedy
     batch: int = 64  # prompts answered at one time on each data-parallel device
+    kl: bool = False  # dpo: answer at each evaluation, and measure KL to the reference, read again
 
 
 @dataclass(frozen=True)

@@ -114,20 +114,21 @@ def results(data, rewards) -> dict:
     """Everything that is measured, as results.json holds it; `rewards` is float32 [pairs, 2]."""
     import numpy as np
 
-    from alignjax import preferences
+    from alignjax import evaluation, preferences
 
     margins = np.subtract(*rewards.T, dtype=np.float64)
     longer = np.subtract(*data.trained_counts().T)
     bins, error = preferences.calibration(margins)
+    labels = evaluation.labels(data)
     return {
         "rows": data.counts,
         "all": preferences.agreement(margins, longer),
         "rewards": {
-            name: {"min": float(side.min()), "mean": float(side.mean()), "max": float(side.max())}
-            for name, side in zip(("chosen", "rejected"), rewards.T.astype(np.float64), strict=True)
+            name: preferences.spread(side)
+            for name, side in zip(("chosen", "rejected"), rewards.T, strict=True)
         },
-        "by_source": preferences.agreement_by(np.array(data.sources)[data.source], margins, longer),
-        "by_user_turns": preferences.agreement_by(data.turns, margins, longer),
+        "by_source": preferences.agreement_by(labels["source"], margins, longer),
+        "by_user_turns": preferences.agreement_by(labels["turns"], margins, longer),
         "calibration": {"error": error, "bins": [one._asdict() for one in bins]},
     }
 

@@ -18,6 +18,9 @@ from alignjax.sharding import local_rows, place_rows, to_host
 from alignjax.stages import Facts, Scoring, Stage
 from alignjax.step import score_step
 
+LOGGED_LABELS = 16  # of a kind, such as sources, that have metrics of their own
+_BY_LABEL = ("rewards/accuracies", "rewards/margins")
+
 
 def score(
     model: Decoder,
@@ -64,6 +67,51 @@ def means(terms) -> dict[str, float]:
         f"eval_{name}": float(values.sum() / counts.sum())
         for name, (values, counts) in terms.items()
     }
+
+
+def labels(data: TokenSet) -> dict[str, np.ndarray]:
+    """What items are told apart by: the label of each, [n], by kind.
+
+    "source" is what the row names, or "", and "turns" the user turns of the prompt, 0 of plain
+    text.
+    """
+    return {"source": np.array(data.sources, np.str_)[data.source], "turns": np.asarray(data.turns)}
+
+
+def logged_labels(own: np.ndarray) -> list:
+    """Labels of a kind, of each item [n], those of most items first.
+
+    Without that of rows that name none, and one that all items have, which tells nothing new.
+    """
+    found, counts = np.unique(own, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [found[i] for i in order if str(found[i]) and counts[i] < len(own)]
+
+
+def logged(stage: Stage, scores: np.ndarray, ref: np.ndarray, data: TokenSet) -> dict[str, float]:
+    """What a run logs of its held-out items: `means`, of a reward model also min, mean and max.
+
+    Of pairs it has accuracy, margin and those again by source and by user turns, as in
+    "eval_rewards/margins/turns=2", for the LOGGED_LABELS labels of each kind that most items have.
+    """
+    terms = item_terms(stage, scores, ref, data)
+    real = data.trained_counts() > 0
+
+    def spread(own: np.ndarray) -> dict[str, float]:
+        if stage.name != "rm":
+            return {}
+        found = preferences.spread(scores[real & own[:, None]])
+        return {f"eval_rewards/{name}": value for name, value in found.items()}
+
+    found = means(terms) | spread(np.ones(len(data), bool))
+    compared = {name: terms[name] for name in _BY_LABEL if name in terms}
+    for kind, labels_n in labels(data).items() if compared else ():
+        for label in logged_labels(labels_n)[:LOGGED_LABELS]:
+            own = labels_n == label
+            part = {name: (top[own], bottom[own]) for name, (top, bottom) in compared.items()}
+            more = means(part) | spread(own)
+            found |= {f"{name}/{kind}={label}": value for name, value in more.items()}
+    return found
 
 
 def paired_bootstrap(before, after, seed: int = 0, draws: int = 10_000) -> tuple[float, float]:

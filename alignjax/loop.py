@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignjax import checkpoint, evaluation, metrics, optim
+from alignjax import checkpoint, divergence, evaluation, metrics, optim, samples
 from alignjax.data.batches import Batch
 from alignjax.files import save_array
 from alignjax.models.decoder import Decoder
@@ -34,10 +34,10 @@ def fit(run: Run, state: State, first: int, base: Baseline, manager) -> tuple[St
     try:
         with metrics.writing(run.directory, run.config, first if first else -1) as log:
             if not first and base.logps_held_out is not None:
-                zero = evaluation.item_terms(
+                zero = evaluation.logged(
                     run.stage, base.logps_held_out, base.ref_held_out, run.held_out
                 )
-                log.write({"step": 0, "epoch": 0.0, **evaluation.means(zero)})
+                log.write({"step": 0, "epoch": 0.0, **zero})
             return _steps(run, state, first, base, manager, log)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -49,7 +49,7 @@ def _finish_here(run: Run, state: State, last: int, base: Baseline) -> None:
     """Evaluates where a run was made to end at a step that was saved but not evaluated."""
     file = _scores_file(run, last)
     if run.held_out and not on_first(file.is_file):
-        held_out = evaluate(run, state.model, last, base)
+        held_out = evaluate(run, state.result(), last, base)
         lines = metrics.read(run.directory / "metrics.jsonl") if is_first() else []
         known = next((line for line in lines if line["step"] == last), {"step": last})
         with metrics.writing(run.directory, run.config, last - 1) as log:
@@ -67,6 +67,7 @@ def _steps(
     epoch = np.cumsum(items) / len(run.epoch_items)
     batches = replace(run.steps, ref=base.ref_train).read(first)
     static = {"stage": run.stage, "compute": config.compute, "tx": run.optimizer()}
+    static["ema_decay"] = config.optimizer.ema_decay
     batch = _next(batches, run.rows)
     with phase("compiling the training step"):
         step_fn = train_step.lower(state, batch, np.int32(1), np.int32(0), **static).compile()
@@ -117,7 +118,7 @@ def _steps(
             line, pending = finish(), None
             held_out = {}
             if evaluating:
-                held_out = evaluate(run, state.model, done, base)
+                held_out = evaluate(run, state.result(), done, base)
                 say("  held out: " + _numbers(held_out))
             log.write(line | held_out)
             if saving:
@@ -141,7 +142,10 @@ def _is_due(run: Run, done: int) -> bool:
 
 
 def evaluate(run: Run, model: Decoder, step: int, base: Baseline) -> dict[str, float]:
-    """Metrics on the held-out rows; their log-probs are kept in the run directory."""
+    """Metrics on the held-out rows; their log-probs are kept in the run directory.
+
+    With samples.kl those of answers to their prompts are among them.
+    """
     config = run.config
     with phase(f"evaluating at step {step}", len(run.held_out)) as update:
         logps = evaluation.score(
@@ -155,8 +159,10 @@ def evaluate(run: Run, model: Decoder, step: int, base: Baseline) -> dict[str, f
         )
     if is_first():
         save_array(_scores_file(run, step), logps)
-    terms = evaluation.item_terms(run.stage, logps, base.ref_held_out, run.held_out)
-    return evaluation.means(terms)
+    found = evaluation.logged(run.stage, logps, base.ref_held_out, run.held_out)
+    if config.samples.kl:
+        found |= divergence.metrics(samples.sample(run, model, step, base.weights))
+    return found
 
 
 def _scores_file(run: Run, step: int) -> Path:

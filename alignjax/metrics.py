@@ -105,11 +105,12 @@ def _lines(file: Path) -> Iterator[Log]:
 def _tensorboard(directory: Path, step: int) -> Iterator[Log]:
     """Scalars under `tensorboard/`; those after `step` are purged, as in metrics.jsonl.
 
-    tensorboardX's own SummaryWriter writes from a thread, where nobody hears of a full disk.
+    tensorboardX's own SummaryWriter writes from a thread, where nobody hears of a full disk, and
+    its `scalar` changes names such as "margins/turns=2".
     """
     from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.record_writer import RecordWriter
-    from tensorboardX.summary import scalar
 
     target = directory / "tensorboard"
     target.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,8 @@ def _tensorboard(directory: Path, step: int) -> Iterator[Log]:
         with naming(target):
             for name, value in line.items():
                 if name != "step":
-                    event(**at, summary=scalar(name, value))
+                    drawn = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+                    event(**at, summary=drawn)
             if time.monotonic() - flushed > _FLUSH_SECONDS:
                 out.flush()
                 flushed = time.monotonic()

@@ -75,6 +75,12 @@ def agreement(margins: np.ndarray, longer: np.ndarray) -> dict:
     return found | {"margin": float(np.mean(margins, dtype=np.float64))}
 
 
+def spread(rewards: np.ndarray) -> dict[str, float]:
+    """The least, mean and largest of rewards, as JSON holds them."""
+    mean = rewards.mean(dtype=np.float64)
+    return {"min": float(rewards.min()), "mean": float(mean), "max": float(rewards.max())}
+
+
 def agreement_by(labels: np.ndarray, margins: np.ndarray, longer: np.ndarray) -> dict[str, dict]:
     """`agreement` of the pairs of each label, [n], in the order of the labels."""
     return {

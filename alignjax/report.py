@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from alignjax import evaluation, metrics
+from alignjax import divergence, evaluation, metrics
 from alignjax.progress import console
 from alignjax.run import Baseline, Run
 
@@ -47,6 +47,9 @@ def show(run: Run, base: Baseline, before: list[dict], after: list[dict], export
         )
         title = f"answers that follow the rule ({len(ruled)} sampled)"
         table.add_row(title, *_compared(start, end, "{:.1%}", "{:+.1%}"))
+    if found := divergence.metrics(after):
+        title = f"KL to the reference, nats an answer ({len(after)} sampled)"
+        table.add_row(title, "", f"{found['samples/kl']:.4f}", "")
     for title, value in _facts(run):
         table.add_row(title, "", value, "")
     console.print(table)

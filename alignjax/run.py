@@ -234,7 +234,21 @@ def described(run: Run) -> list[str]:
         f"{plan.row_length}, {useful.mean():.0f} tokens, fill {fill:.1%}; {len(plan)} steps, "
         f"{epochs:.2f} epochs, {config.compute.dtype} on {jax.device_count()} "
         f"{jax.devices()[0].platform} device(s)",
+        *_left_out(run),
     ]
+
+
+def _left_out(run: Run) -> list[str]:
+    """Of which labels of held-out pairs no metrics are logged, because there are too many."""
+    most, lines = evaluation.LOGGED_LABELS, []
+    for kind, own in evaluation.labels(run.held_out).items():
+        count = len(evaluation.logged_labels(own))
+        if run.stage.unit == "pairs" and count > most:
+            lines.append(
+                f"held out: metrics by {kind} are logged for {most} of {count}, those with the "
+                "most pairs"
+            )
+    return lines
 
 
 def load_shown(source: Source) -> Decoder:

@@ -1,18 +1,19 @@
-"""Answers to held-out prompts, before and after training."""
+"""Answers to held-out prompts, before and after training, and how far they show it has gone."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 
+from alignjax import divergence
 from alignjax.data.chat import render
-from alignjax.data.rows import Side
+from alignjax.data.rows import Example, Side
 from alignjax.data.tokens import examples
 from alignjax.files import write_whole
 from alignjax.generation.native import generate
 from alignjax.models.decoder import Decoder
 from alignjax.processes import is_first, on_first
-from alignjax.progress import phase
+from alignjax.progress import phase, say
 from alignjax.rules import RULES, follows
 from alignjax.run import Run
 
@@ -25,49 +26,66 @@ def stored(run: Run, step: int) -> list[dict] | None:
     return on_first(lambda: json.loads(file.read_text("utf-8")) if file.is_file() else None)
 
 
-def sample(run: Run, model: Decoder, step: int) -> list[dict]:
+def sample(run: Run, model: Decoder, step: int, weights: str) -> list[dict]:
     """Answers `samples.prompts` held-out prompts; kept in the run directory.
 
-    Each is {prompt, answer} and, where the row names a rule, whether the answer follows it.
+    Each is {prompt, answer} and, where the row names a rule, whether the answer follows it. With
+    samples.kl it also has its log-ratio to the reference, in nats, and its tokens, but for step 0,
+    where they are equal. `weights` is the fingerprint of the reference.
     """
     wanted = run.config.samples
     if not wanted.prompts:
         return []
-    kept = {run.held_out.place(i) for i in range(len(run.held_out))} if run.held_out else set()
-    found = [
-        (example, prompt)
-        for example in examples(run.config.data, run.stage.name, held_out=True)
-        if str(example.place) in kept and (prompt := _prompt(example.sides[0]))
-    ]
+    found = _held_out(run)
     if not found:
+        if wanted.kl:
+            say("samples.kl: no held-out row has a conversation to answer, so none is measured")
         return []
-    count = min(wanted.prompts, len(found))
-    chosen = np.sort(np.random.default_rng(run.config.seed).permutation(len(found))[:count])
-    found = [found[i] for i in chosen]
     prompts = [render(run.tokenizer, prompt, generate=True) for _, prompt in found]
+    encoded = [run.tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    ends = run.eos_ids()
     with phase(f"answers at step {step}", len(prompts)) as update:
         ids = generate(
             model,
-            [run.tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts],
-            run.eos_ids(),
+            encoded,
+            ends,
             wanted.max_tokens,
             wanted.temperature,
             run.config.seed,
             wanted.batch,
             run.config.compute,
             update,
+            keep_end=True,
         )
     result = []
     for (example, prompt), answer in zip(found, ids, strict=True):
-        text = run.tokenizer.decode(answer, skip_special_tokens=True)
+        shown = answer[:-1] if answer[-1] in ends else answer
+        text = run.tokenizer.decode(shown, skip_special_tokens=True)
         line = {"prompt": prompt[-1]["content"], "answer": text}
         row = example.row
         if row.get("rule") in RULES and isinstance(row.get("rule_value"), str):
             line |= {"rule": row["rule"], "follows": follows(row["rule"], row["rule_value"], text)}
         result.append(line)
+    if wanted.kl and step:
+        ratios = divergence.from_reference(run, model, weights, encoded, ids)
+        for line, ratio, answer in zip(result, ratios, ids, strict=True):
+            line |= {"log_ratio": float(ratio), "tokens": len(answer)}
     if is_first():
         write_whole(_file(run, step), json.dumps(result, indent=1, ensure_ascii=False))
     return result
+
+
+def _held_out(run: Run) -> list[tuple[Example, list[dict]]]:
+    """As many held-out rows that can be answered as samples.prompts says, each with its prompt."""
+    kept = {run.held_out.place(i) for i in range(len(run.held_out))} if run.held_out else set()
+    found = [
+        (example, prompt)
+        for example in examples(run.config.data, run.stage.name, held_out=True)
+        if str(example.place) in kept and (prompt := _prompt(example.sides[0]))
+    ]
+    count = min(run.config.samples.prompts, len(found))
+    chosen = np.sort(np.random.default_rng(run.config.seed).permutation(len(found))[:count])
+    return [found[i] for i in chosen]
 
 
 def _file(run: Run, step: int) -> Path:

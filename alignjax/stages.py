@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alignjax import losses
 from alignjax.config import DPO, RM, Compute, Training
@@ -23,6 +24,8 @@ from alignjax.rewards import sequence_rewards
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 # (model, batch, compute) -> a number for each sequence and its trained tokens, float32 [B, P, S]
 Scoring = Callable[[Decoder, Batch, Compute], tuple[jax.Array, jax.Array]]
+# Metrics that parts of a batch do not sum: how those of two parts join, and that of no part.
+EXTREMES = {"rewards/min": (jnp.minimum, np.inf), "rewards/max": (jnp.maximum, -np.inf)}
 
 
 class Facts(NamedTuple):
@@ -135,7 +138,7 @@ def _preferences(
 
 
 def batch_loss(model: Decoder, batch: Batch, stage: Stage, compute: Compute):
-    """Summed loss of a micro-batch, and every metric as its (sum, count)."""
+    """Summed loss of a micro-batch, and every metric as its (sum, count), or (extreme, 1)."""
     scores_BPS, tokens_BPS = stage.scores(model, batch, compute)
     facts = Facts(batch.ref, tokens_BPS, batch.margin, batch.weight)
     real_BP = batch.items > 0
@@ -143,4 +146,18 @@ def batch_loss(model: Decoder, batch: Batch, stage: Stage, compute: Compute):
         name: jnp.stack([jnp.where(real_BP, part, 0).sum() for part in parts])
         for name, parts in stage.terms(scores_BPS, facts).items()
     }
+    if stage.name == "rm":
+        sums |= _spread(scores_BPS, real_BP[..., None] & (tokens_BPS > 0))
     return sums["loss"][0], sums
+
+
+def _spread(rewards_BPS: jax.Array, real_BPS: jax.Array) -> dict[str, jax.Array]:
+    """The least, mean and largest reward of all responses of a micro-batch, padding left out."""
+    rewards_BPS, one = jax.lax.stop_gradient(rewards_BPS), jnp.float32(1)
+    return {
+        "rewards/min": jnp.stack([jnp.where(real_BPS, rewards_BPS, np.inf).min(), one]),
+        "rewards/mean": jnp.stack(
+            [jnp.where(real_BPS, rewards_BPS, 0).sum(), real_BPS.sum(dtype=jnp.float32)]
+        ),
+        "rewards/max": jnp.stack([jnp.where(real_BPS, rewards_BPS, -np.inf).max(), one]),
+    }

@@ -12,7 +12,7 @@ from alignjax.config import Compute
 from alignjax.data.batches import Batch
 from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
-from alignjax.stages import Scoring, Stage, batch_loss
+from alignjax.stages import EXTREMES, Scoring, Stage, batch_loss
 
 
 class State(NamedTuple):
@@ -21,11 +21,17 @@ class State(NamedTuple):
     model: Decoder
     optimizer: optax.OptState
     step: jax.Array
+    ema: Decoder | None = None  # float32 average of the weights after each step, where one is kept
+
+    def result(self) -> Decoder:
+        """The weights that are evaluated, answer prompts and are exported."""
+        return self.model if self.ema is None else self.ema
 
 
-def init_state(model: Decoder, tx: optax.GradientTransformation) -> State:
-    """State before the first step; moments are born sharded as the weights are."""
-    return State(model, jax.jit(tx.init)(model), jnp.zeros((), jnp.int32))
+def init_state(model: Decoder, tx: optax.GradientTransformation, ema_decay: float = 0.0) -> State:
+    """State before the first step; moments and average are born sharded as the weights are."""
+    ema = jax.tree.map(jnp.copy, model) if ema_decay else None
+    return State(model, jax.jit(tx.init)(model), jnp.zeros((), jnp.int32), ema)
 
 
 def gradients(
@@ -37,30 +43,38 @@ def gradients(
     in float32, so micro-batches, devices and padding do not change it.
     """
     grad = jax.grad(partial(batch_loss, stage=stage, compute=compute), has_aux=True)
-    grads, sums = _summed(partial(grad, model), batch, micro_batches)
+    grads, sums = _joined(partial(grad, model), batch, micro_batches)
     count = sums["loss"][1]
     return jax.tree.map(lambda g: g / count, grads), _means(sums)
 
 
-def _summed(part: Callable, batch: Batch, micro_batches: jax.Array):
-    """The sum of what `part` gives of each of the first `micro_batches` of a batch [A, B, ...]."""
+def _joined(part: Callable, batch: Batch, micro_batches: jax.Array):
+    """What `part`, which gives (gradients, metrics), gives of the first `micro_batches` together.
 
-    def add(i, sums):
+    That is the sum of each, of a batch [A, B, ...], or among metrics the least or largest.
+    """
+    summed = jnp.add, 0
+
+    def add(i, found):
         one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
-        return jax.tree.map(jnp.add, sums, part(one))
+        grads, metrics = part(one)
+        for name, before in found[1].items():
+            metrics[name] = EXTREMES.get(name, summed)[0](before, metrics[name])
+        return jax.tree.map(jnp.add, found[0], grads), metrics
 
     shapes = jax.eval_shape(part, jax.tree.map(lambda x: x[0], batch))
-    zeros = jax.tree.map(
+    grads, metrics = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, out_sharding=leaf.sharding.spec), shapes
     )
-    return jax.lax.fori_loop(0, micro_batches, add, zeros)
+    starts = {name: zero + EXTREMES.get(name, summed)[1] for name, zero in metrics.items()}
+    return jax.lax.fori_loop(0, micro_batches, add, (grads, starts))
 
 
 def _means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: total / number for name, (total, number) in sums.items()}
 
 
-@partial(jax.jit, static_argnames=("stage", "compute", "tx"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("stage", "compute", "tx", "ema_decay"), donate_argnames="state")
 def train_step(
     state: State,
     batch: Batch,
@@ -70,8 +84,11 @@ def train_step(
     stage: Stage,
     compute: Compute,
     tx: optax.GradientTransformation,
+    ema_decay: float = 0.0,
 ) -> tuple[State, dict[str, jax.Array]]:
     """Takes step number `index` on the first `micro_batches` of a batch [A, B, ...].
+
+    The average of the weights, if any, becomes ema_decay of itself and the rest of the new weights.
 
     A step whose loss or gradient is not finite changes nothing, and neither does any later one:
     `state.step` stays behind `index`.
@@ -82,7 +99,10 @@ def train_step(
     good = finite & (state.step == index)
 
     updates, moments = tx.update(grads, state.optimizer, state.model)
-    new = State(optax.apply_updates(state.model, updates), moments, state.step + 1)
+    model, ema = optax.apply_updates(state.model, updates), state.ema
+    if ema is not None:
+        ema = optax.incremental_update(model, ema, 1 - ema_decay)
+    new = State(model, moments, state.step + 1, ema)
     return jax.tree.map(partial(jnp.where, good), new, state), metrics
 
 
@@ -92,10 +112,10 @@ def metrics_step(
 ) -> dict[str, jax.Array]:
     """The metrics that `train_step` would log of a batch, but for the gradient's norm."""
 
-    def part(one: Batch) -> dict[str, jax.Array]:
-        return batch_loss(model, one, stage, compute)[1]
+    def part(one: Batch) -> tuple[tuple, dict[str, jax.Array]]:
+        return (), batch_loss(model, one, stage, compute)[1]
 
-    return _means(_summed(part, batch, micro_batches))
+    return _means(_joined(part, batch, micro_batches)[1])
 
 
 @partial(jax.jit, static_argnames=("scores", "compute"))

@@ -3,6 +3,7 @@
 import shlex
 import signal
 import sys
+from functools import partial
 
 from alignjax import checks, command
 from alignjax import config as configs
@@ -44,7 +45,7 @@ def _train(config: configs.Training) -> int:
     from alignjax.reference import fingerprint
     from alignjax.resume import record
     from alignjax.run import baseline, is_complete, load_shown, prepare, stored_baseline
-    from alignjax.step import State, init_state
+    from alignjax.step import init_state
     from alignjax.weights.safetensors import export
     from alignjax.weights.source import decoder_config
 
@@ -52,12 +53,13 @@ def _train(config: configs.Training) -> int:
     manager = checkpoint.open_manager(config)
     first = manager.latest_step() or 0
     run = prepare(config, first)
-    tx = run.optimizer()
+    initial = partial(init_state, tx=run.optimizer(), ema_decay=config.optimizer.ema_decay)
 
     base = stored_baseline(run)
     before = samples.stored(run, 0)
     model = None
-    if not first or before is None or not is_complete(run, base):
+    complete = bool(first) and before is not None and is_complete(run, base)
+    if not complete or config.samples.kl and first < len(run.steps):  # evaluations will read it
         model = load_shown(run.source)
         weights = fingerprint(model)
         if base and base.weights != weights:
@@ -69,19 +71,16 @@ def _train(config: configs.Training) -> int:
                 )
             base = before = None  # of a start that saved nothing
         base = base if is_complete(run, base) else baseline(run, model, weights)
-        before = samples.sample(run, model, 0) if before is None else before
+        before = samples.sample(run, model, 0, base.weights) if before is None else before
     if first:
         del model
         with phase(f"restoring step {first}"):
-            like = jax.eval_shape(
-                lambda model: State(model, tx.init(model), jax.numpy.int32(0)),
-                abstract(decoder_config(run.source)),
-            )
+            like = jax.eval_shape(initial, abstract(decoder_config(run.source)))
             state = checkpoint.restore(manager, first, like)
         processes.on_first(lambda: record(config, run.directory))
         say(f"going on from step {first} of {run.directory}")
     else:
-        state = init_state(model, tx)
+        state = initial(model)
         del model
     state, done = fit(run, state, first, base, manager)
     with phase("saving"):
@@ -96,9 +95,10 @@ def _train(config: configs.Training) -> int:
     with phase("exporting"):
         target = run.directory / "export"
         how, beside = config.export, run.beside_export()
-        export(state.model, run.source, target, how.dtype, how.shard_bytes, beside)
+        export(state.result(), run.source, target, how.dtype, how.shard_bytes, beside)
     after = samples.stored(run, done)
-    after = samples.sample(run, state.model, done) if after is None else after
+    if after is None:
+        after = samples.sample(run, state.result(), done, base.weights)
     if jax.process_index() == 0:
         report.show(run, base, before, after, target)
     return 0

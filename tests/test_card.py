@@ -33,6 +33,15 @@ def test_a_card_names_base_model_data_settings_and_versions(base, on_hub):
     assert json.loads(body.split("```json\n")[1].split("```")[0]) == run
 
 
+def test_a_card_says_where_the_weights_are_an_average():
+    said = "with alignjax. The weights average those after each step, of decay 0.99. The license"
+    run = configs.to_dict(configs.SFT(optimizer=configs.Optimizer(ema_decay=0.99)))
+    assert said in model_card(run)
+    assert (
+        "average those" not in model_card(configs.to_dict(configs.SFT())).partition("## Config")[0]
+    )
+
+
 def test_a_model_directory_named_as_on_the_hub_is_no_hub_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org/name").mkdir(parents=True)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from alignjax.checks import check_evaluation, check_training
-from alignjax.config import DPO, SFT, Batch, Data, Model, RMEval, Rows
+from alignjax.config import DPO, SFT, Batch, Data, Model, Optimizer, RMEval, Rows, Samples
 
 RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pairs=4))
 
@@ -32,6 +32,28 @@ RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pai
         (
             SFT(model=Model("m"), data=Data("d"), batch=Batch(sequences=4, rows=4)),
             "set exactly one of batch.sequences and batch.rows to more than 0.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, samples=Samples(kl=True, temperature=1)),
+            "samples.kl measures answers: set samples.prompts to more than 0.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, samples=Samples(kl=True, prompts=8)),
+            "samples.temperature=0.7 draws other answers than the policy's own, which samples.kl "
+            "measures: set it to 1.",
+        ),
+        (
+            SFT(model=Model("m"), data=Data("d"), batch=Batch(rows=4), samples=Samples(kl=True)),
+            "samples.kl is for dpo, which has a reference; leave it out.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, optimizer=Optimizer(ema_decay=1.0)),
+            "optimizer.ema_decay=1.0 keeps the weights that training starts from: make it less, "
+            "such as 0.999.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, optimizer=Optimizer(ema_decay=1.5)),
+            "optimizer.ema_decay=1.5: it must be at least 0 and at most 1.",
         ),
         (
             dataclasses.replace(RUNNABLE, model=Model()),

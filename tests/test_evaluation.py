@@ -1,12 +1,14 @@
 """Scores of data sets, their intervals, and the reference that is kept on disk."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 from conftest import mesh, tiny_config, tokens_of
 
 from alignjax import evaluation, reference
-from alignjax.config import DPO, Compute
+from alignjax.config import DPO, RM, SFT, Compute
 from alignjax.data.tokens import TokenSet
 from alignjax.models import decoder
 from alignjax.stages import stage_of
@@ -58,6 +60,66 @@ def test_metrics_of_a_set_by_hand():
     assert got["eval_rewards/margins"] == pytest.approx(np.mean(margins))
     assert got["eval_rewards/accuracies"] == pytest.approx(0.5)
     assert got["eval_loss"] == pytest.approx(np.mean(np.log1p(np.exp(-np.array(margins)))))
+
+
+SOURCES = replace(
+    pairs(5),
+    source=np.array([0, 1, 1, 2, 0], np.int32),
+    sources=["", "hh", "a/b c"],
+    turns=np.array([1, 1, 2, 0, 1], np.int32),
+)
+REWARDS = np.array([[2, 1], [3, 0], [-4, -1], [5, 5], [-6, 7]], np.float32)
+
+
+def test_a_reward_model_is_told_by_source_and_by_turns_by_hand():
+    got = evaluation.logged(stage_of(RM()), REWARDS, None, SOURCES)
+    own = {
+        "": (0.5, -2.4, -6, 1.2, 7),
+        "/source=hh": (0.5, 0, -4, -0.5, 3),
+        "/source=a/b c": (0.5, 0, 5, 5, 5),
+        "/turns=0": (0.5, 0, 5, 5, 5),
+        "/turns=1": (2 / 3, -3, -6, 7 / 6, 7),
+        "/turns=2": (0, -3, -4, -2.5, -1),
+    }
+    expected = {
+        f"eval_rewards/{name}{subset}": value
+        for subset, values in own.items()
+        for name, value in zip(("accuracies", "margins", "min", "mean", "max"), values, strict=True)
+    }
+    assert {name: got[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert set(got) - set(expected) == {"eval_loss", "eval_rewards/chosen", "eval_rewards/rejected"}
+
+
+def test_dpo_is_told_by_source_and_by_turns_and_has_no_spread():
+    ref = np.array([[1, 1], [1, 2], [0, 0], [3, 1], [0, 1]], np.float32)
+    got = evaluation.logged(stage_of(DPO(beta=0.5)), REWARDS, ref, SOURCES)
+    margins = 0.5 * ((REWARDS - ref) @ [1, -1])
+    for subset, own in {"": range(5), "/source=hh": [1, 2], "/turns=1": [0, 1, 4]}.items():
+        assert got[f"eval_rewards/margins{subset}"] == pytest.approx(margins[own].mean())
+        share = (margins[own] > 0).mean() + (margins[own] == 0).mean() / 2
+        assert got[f"eval_rewards/accuracies{subset}"] == pytest.approx(share)
+    assert not {f"eval_rewards/{name}" for name in ("min", "mean", "max")} & set(got)
+    assert sum("=" in name for name in got) == 2 * 5
+
+
+def test_labels_that_tell_nothing_new_or_are_too_many_have_no_metrics():
+    same = replace(SOURCES, source=np.ones(5, np.int32), turns=np.ones(5, np.int32))
+    assert not any("=" in name for name in evaluation.logged(stage_of(RM()), REWARDS, None, same))
+    many = replace(
+        pairs(20),
+        source=np.array([*range(19), 18], np.int32),
+        sources=[f"s{i}" for i in range(19)],
+    )
+    got = evaluation.logged(stage_of(RM()), np.zeros((20, 2), np.float32), None, many)
+    kept = {name.split("=")[1] for name in got if "/source=" in name}
+    assert len(kept) == 16 and "s18" in kept
+
+
+def test_sft_is_told_as_a_whole():
+    one = tokens_of(np.zeros(6), np.ones(6, bool), np.array([0, 2, 4, 6]), 1)
+    own = replace(one, source=np.array([0, 1, 0], np.int32), sources=["a", "b"])
+    got = evaluation.logged(stage_of(SFT()), np.float32([[-1], [-2], [-6]]), None, own)
+    assert got == {"eval_loss": pytest.approx(9 / 6)}
 
 
 def test_the_interval_of_a_constant_change_is_that_change():

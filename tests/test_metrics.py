@@ -84,6 +84,13 @@ def scalars(directory) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
+def test_tensorboard_has_the_names_of_sources_as_they_are(tmp_path):
+    names = ["eval_rewards/margins/source=a b", "eval_rewards/margins/source=a_b"]
+    with metrics.writing(tmp_path, DPO(), -1) as log:
+        log.write({"step": 1} | dict.fromkeys(names, 0.5))
+    assert scalars(tmp_path) == dict.fromkeys(names, [(1, 0.5)])
+
+
 def test_tensorboard_has_each_step_once_after_a_resume(tmp_path):
     with metrics.writing(tmp_path, DPO(), -1) as log:
         for step in range(5):

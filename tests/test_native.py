@@ -53,6 +53,9 @@ def test_an_end_token_closes_an_answer_and_is_left_out(model):
     got = generate(model, PROMPTS, [end], 12, 0.0, 0, 4, F32)
     for before, after in zip(free, got, strict=True):
         assert after == (before[: before.index(end)] if end in before else before)
+    kept = generate(model, PROMPTS, [end], 12, 0.0, 0, 4, F32, keep_end=True)
+    for before, after in zip(free, kept, strict=True):
+        assert after == (before[: before.index(end) + 1] if end in before else before)
 
 
 def test_sampling_repeats_with_its_seed_and_follows_the_probabilities(model):

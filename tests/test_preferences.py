@@ -26,6 +26,11 @@ def test_wilsons_bounds_are_where_the_accuracy_is_just_within_reach():
         assert (0.73 - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / 250)
 
 
+def test_the_spread_of_rewards():
+    rewards = np.array([[2.5, -1], [0, 4]], np.float32)
+    assert preferences.spread(rewards) == {"min": -1.0, "mean": 1.375, "max": 4.0}
+
+
 def margin_of(probability: float) -> float:
     return float(np.log(probability / (1 - probability)))
 

@@ -34,6 +34,22 @@ def test_it_starts_at_ln_2_and_learns(trained):
     assert found[6]["loss"] < found[1]["loss"] == pytest.approx(np.log(2))
 
 
+def test_its_lines_have_the_spread_of_rewards(trained):
+    found = lines(trained)
+    for line in found:
+        for start in ("", "eval_"):
+            if f"{start}loss" in line:
+                least, mean, most = (line[f"{start}rewards/{n}"] for n in ("min", "mean", "max"))
+                both = line[f"{start}rewards/chosen"] + line[f"{start}rewards/rejected"]
+                assert mean == pytest.approx(both / 2, abs=1e-6)
+                assert least <= mean <= most
+    scores = np.load(trained / "eval/step-6.npy")
+    last = found[-1]
+    assert (last["eval_rewards/min"], last["eval_rewards/max"]) == (scores.min(), scores.max())
+    assert last["rewards/min"] < last["rewards/max"]
+    assert not any("=" in name for line in found for name in line)  # one kind of pair
+
+
 def test_the_export_is_a_classifier_of_one_label(trained, root):
     source = open_directory(trained / "export")
     assert decoder_config(source).scored and "lm_head.weight" not in source.tensors

@@ -1,5 +1,7 @@
 """Reward models: the loss by hand, rewards at the last token, and what packing must not change."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from alignjax.models.decoder import hidden_states
 from alignjax.rewards import sequence_rewards
 from alignjax.sharding import place
 from alignjax.stages import batch_loss, stage_of
+from alignjax.step import metrics_step
 
 F32 = Compute(dtype="float32", remat="none")
 LENGTHS = [[10, 14, 12, 9], [20, 28], [3, 2, 5, 4], [24, 24]]
@@ -61,6 +64,32 @@ def test_the_reward_is_that_of_the_last_token_of_each_sequence():
             start += length
     np.testing.assert_allclose(got, expected, atol=1e-5)
     np.testing.assert_array_equal(real, expected != 0)
+
+
+@pytest.mark.parametrize("shift", [9, -9])
+@pytest.mark.parametrize("micro, sizes", [(1, (1, 1, 1)), (4, (1, 1, 1)), (2, (1, 2, 2))])
+def test_a_step_tells_the_least_mean_and_largest_reward_of_all_responses(shift, micro, sizes):
+    """Of all micro-batches and devices. No padding is among them: 0 would be an extreme."""
+    mesh(*sizes)
+    model = model_with_scores()
+    batch = random_batch(model.config, np.random.default_rng(0), 4, 48, LENGTHS)
+
+    def shifted(*arguments):
+        rewards, real = sequence_rewards(*arguments)
+        return jax.numpy.where(real > 0, rewards + shift, 0), real
+
+    rewards, real = (np.asarray(a) for a in shifted(model, place(batch, "batch"), F32))
+    own, sign = rewards[real > 0], np.sign(shift)
+    assert (sign * own > 0).all() and not real.all()
+    more = jax.tree.map(lambda a: np.concatenate([a, np.zeros_like(a)]), batch)
+    lead = jax.tree.map(lambda a: a.reshape(2 * micro, -1, *a.shape[1:]), more)
+    stage = replace(stage_of(RM()), scores=shifted)
+    for count in (micro, 2 * micro):  # without the micro-batches of padding, and with them
+        got = metrics_step(
+            model, place(lead, None, "batch"), np.int32(count), stage=stage, compute=F32
+        )
+        found = [float(got[f"rewards/{name}"]) for name in ("min", "mean", "max")]
+        assert found == pytest.approx([own.min(), own.mean(), own.max()], rel=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 2)])

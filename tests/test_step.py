@@ -246,13 +246,49 @@ def test_loss_gradient_and_metrics_of_every_kind_by_hand(config):
     assert_same((metrics, jax.tree.map(to_host, jax.grad(weighed)(model))), (metrics, grads))
 
 
+def stepped(decay: float, steps: int, sizes=(1, 1, 1)):
+    """Models after each step, from before the first one, and the last state."""
+    mesh(*sizes)
+    batch = place(jax.tree.map(lambda a: a[None], packed()), None, "batch")
+    tx = optim.optimizer(Optimizer(learning_rate=1e-2, warmup_ratio=0.0), 10)
+    advance = partial(train_step, stage=stage_of(DPO()), compute=F32, tx=tx, ema_decay=decay)
+    state = init_state(decoder.init(tiny_config(), jax.random.key(0)), tx, decay)
+    models = [jax.tree.map(to_host, state.model)]
+    for index in range(steps):
+        state, _ = advance(state, batch, np.int32(1), np.int32(index))
+        models.append(jax.tree.map(to_host, state.model))
+    return models, state
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 2)])
+def test_two_steps_of_the_average_by_hand(sizes):
+    models, state = stepped(0.75, 2, sizes)
+    for zero, one, two, average in zip(*map(jax.tree.leaves, (*models, state.ema)), strict=True):
+        expected = np.float64(zero) * 0.75**2 + np.float64(one) * 0.75 * 0.25 + two * 0.25
+        np.testing.assert_allclose(to_host(average), expected, rtol=1e-6, atol=1e-7)
+        assert average.dtype == np.float32
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, state.ema, state.model))
+    assert state.result() is state.ema
+
+
+def test_an_average_changes_no_step_and_without_one_the_state_is_smaller():
+    plain, without = stepped(0.0, 2)
+    averaged, state = stepped(0.75, 2)
+    jax.tree.map(np.testing.assert_array_equal, plain, averaged)
+    assert without.ema is None and without.result() is without.model
+    names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    kept = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(without)]
+    assert kept == [name for name in names if not name.startswith("ema.")]
+    assert len(names) == len(kept) + len(jax.tree.leaves(state.model))
+
+
 def test_a_step_that_is_not_finite_changes_nothing_nor_does_any_later_one():
     stage, _ = STAGES["dpo"]
     good = jax.tree.map(lambda a: a[None], packed())
     bad = good._replace(ref=np.where(good.items[..., None] == 3, np.nan, good.ref))
     tx = optim.optimizer(Optimizer(learning_rate=1e-3), 10)
-    advance = partial(train_step, stage=stage, compute=F32, tx=tx)
-    state = init_state(decoder.init(tiny_config(), jax.random.key(0)), tx)
+    advance = partial(train_step, stage=stage, compute=F32, tx=tx, ema_decay=0.5)
+    state = init_state(decoder.init(tiny_config(), jax.random.key(0)), tx, 0.5)
     state, _ = advance(state, place(good, None, "batch"), np.int32(1), np.int32(0))
     before = jax.tree.map(to_host, state)
     state, metrics = advance(state, place(bad, None, "batch"), np.int32(1), np.int32(1))

@@ -7,7 +7,7 @@ changes a token. Rows are read, encoded and written in chunks, so memory does no
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -125,6 +125,32 @@ def token_set(
         sides=rows.sides_of(stage),
         key=key,
         bad_rows_file=bad_rows if bad_rows.stat().st_size else None,
+    )
+
+
+def in_memory(sequences: Sequence[Encoded]) -> TokenSet:
+    """Sequences, each an item, as a set to be scored; no row stands behind them."""
+    count = len(sequences)
+    nothing = np.zeros(count, np.int32)
+    return TokenSet(
+        tokens=np.concatenate([ids for ids, _ in sequences]),
+        trained=np.concatenate([mask for _, mask in sequences]),
+        offsets=np.cumsum([0, *(len(ids) for ids, _ in sequences)]),
+        file_index=nothing,
+        lines=np.arange(count) + 1,
+        margin=np.zeros(count, np.float32),
+        weight=np.ones(count, np.float32),
+        source=nothing,
+        part=nothing,
+        turns=nothing,
+        files=["(memory)"],
+        units=["sequence"],
+        sources=[""],
+        columns=[],
+        largest_token=max(int(ids.max()) for ids, _ in sequences),
+        counts={"read": count, "kept": count},
+        sides=1,
+        key="",
     )
 
 

@@ -26,8 +26,9 @@ def generate(
     batch: int,
     compute: Compute,
     progress: Callable[[int], None] = lambda done: None,
+    keep_end: bool = False,
 ) -> list[list[int]]:
-    """Answers to prompts of token ids, each without the end token that closed it.
+    """Answers to prompts of token ids, without the end token that closed one, or with `keep_end`.
 
     `batch` prompts are answered at a time on each data-parallel device; `temperature` 0 is greedy.
     `progress` is told how many prompts are done.
@@ -54,7 +55,7 @@ def generate(
         )
         for ids in to_host(out)[: len(part)].tolist():
             ends = [i for i, token in enumerate(ids) if token in eos_ids]
-            answers.append(ids[: ends[0]] if ends else ids)
+            answers.append(ids[: ends[0] + keep_end] if ends else ids)
         progress(len(answers))
     return answers
 

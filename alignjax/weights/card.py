@@ -10,6 +10,15 @@ from alignjax import __version__
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
+def _about(run: dict) -> str:
+    decay = run["optimizer"].get("ema_decay")
+    average = f" The weights average those after each step, of decay {decay}." if decay else ""
+    return (
+        f"`{run['model']['path']}`, trained with alignjax.{average} The license of the base model "
+        "applies."
+    )
+
+
 def model_card(run: dict, scored: bool = False) -> str:
     """A card from a run's config.json: base model, data, every setting, and versions."""
     base, data = run["model"]["path"], run["data"]["path"]
@@ -29,7 +38,7 @@ def model_card(run: dict, scored: bool = False) -> str:
             "",
             f"# {run['name']}",
             "",
-            f"`{base}`, trained with alignjax. The license of the base model applies.",
+            _about(run),
             "",
             "| | |",
             "| --- | --- |",

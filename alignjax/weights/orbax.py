@@ -3,7 +3,8 @@
 A model directory holds config.json, the tokenizer's files and `weights/`, an Orbax checkpoint of a
 flat dict: our leaf -> array, those of blocks stacked over layers. A run holds `model/`, which is
 the same without the weights, and `checkpoints/N`, whose item `state` names its leaves
-"model.embed", "optimizer..." and "step".
+"model.embed", "optimizer..." and "step", and "ema.embed" where the run keeps an average of the
+weights. The average is then what is read, as it is what the run exports.
 """
 
 import json
@@ -34,6 +35,7 @@ from alignjax.weights.source import (
 from alignjax.weights.tensorfile import DTYPES, read_bytes
 
 _COMMIT = "_CHECKPOINT_METADATA"  # Orbax's note that a checkpoint is whole
+_AVERAGE = "ema."  # before the leaves of a run's average
 _SPARE_CACHE = 1 << 24  # bytes that a cache needs beyond the chunks it holds
 
 
@@ -197,8 +199,8 @@ def _read_commit(checkpoint: Path) -> dict[str, str]:
     return (found.get("custom_metadata") or {}).get("dtypes", {})
 
 
-def _specs(place: _Place) -> dict[str, dict]:
-    """How tensorstore opens each leaf of the model that a checkpoint holds."""
+def _specs(place: _Place) -> dict[str, tuple[str, dict]]:
+    """Each leaf of the model's result: its name in a checkpoint, and how tensorstore opens it."""
     try:
         found = json.loads((place.arrays / "_METADATA").read_text(encoding="utf-8"))
         held = {
@@ -208,14 +210,19 @@ def _specs(place: _Place) -> dict[str, dict]:
         layout = found["use_ocdbt"], found["use_zarr3"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(_damaged(place.arrays, "_METADATA", error)) from None
-    names = {leaf: place.prefix + leaf for leaf in TENSORS if place.prefix + leaf in held}
+    averaged = place.prefix and any(name.startswith(_AVERAGE) for name in held)
+    prefix = _AVERAGE if averaged else place.prefix
+    names = {leaf: prefix + leaf for leaf in TENSORS if prefix + leaf in held}
     if not names:
         raise ValueError(
-            f"{place.arrays}: it holds none of a model's arrays, such as {place.prefix}embed."
+            f"{place.arrays}: it holds none of a model's arrays, such as {prefix}embed."
         )
     # A chunk that is gone would read as zeros; Orbax may leave chunks out only if it says so.
     strict = bool(found.get("store_array_data_equal_to_fill_value"))
-    return {leaf: array_spec(place.arrays, name, *layout, strict) for leaf, name in names.items()}
+    return {
+        leaf: (name, array_spec(place.arrays, name, *layout, strict))
+        for leaf, name in names.items()
+    }
 
 
 def array_spec(directory: Path, name: str, ocdbt: bool, zarr3: bool, strict: bool) -> dict:
@@ -246,24 +253,24 @@ def _open_arrays(place: _Place) -> dict:
 
     specs = _specs(place)
     cached = 0
-    for leaf, spec in specs.items():
-        array = _open_array(place, leaf, spec, ts.Context())
+    for name, spec in specs.values():
+        array = _open_array(place, name, spec, ts.Context())
         chunk = array.chunk_layout.read_chunk.shape
         if len(chunk) == 3 and chunk[0] > 1:
             rest = zip(array.shape[1:], chunk[1:], strict=True)
             chunk = (chunk[0], *(-(-n // c) * c for n, c in rest))
         cached = max(cached, math.prod(chunk) * array.dtype.numpy_dtype.itemsize)
     context = ts.Context({"cache_pool": {"total_bytes_limit": cached + _SPARE_CACHE}})
-    return {leaf: _open_array(place, leaf, spec, context) for leaf, spec in specs.items()}
+    return {leaf: _open_array(place, *found, context) for leaf, found in specs.items()}
 
 
-def _open_array(place: _Place, leaf: str, spec: dict, context):
+def _open_array(place: _Place, name: str, spec: dict, context):
     import tensorstore as ts
 
     try:
         return ts.open(spec, open=True, read=True, context=context).result()
     except ValueError as error:
-        raise ValueError(_damaged(place.arrays, place.prefix + leaf, error)) from None
+        raise ValueError(_damaged(place.arrays, name, error)) from None
 
 
 def _damaged(directory: Path, name: str, error: Exception) -> str:
