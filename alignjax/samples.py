@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from alignjax.data.chat import render
-from alignjax.data.rows import Side
+from alignjax.data.columns import Side
 from alignjax.data.tokens import examples
 from alignjax.files import write_whole
 from alignjax.generation.native import generate

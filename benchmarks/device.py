@@ -160,6 +160,8 @@ def alignjax_steps(settings: Settings, stage: str, name: str) -> dict:
         tokens=rng.integers(0, model.vocab_size, offsets[-1], np.int32),
         trained=(places >= first) & (places > 0),
         offsets=offsets,
+        ranks=np.tile(np.arange(1, sides + 1, dtype=np.int32), items),
+        starts=np.arange(0, items * sides + 1, sides),
         file_index=none,
         lines=none,
         margin=none,

@@ -188,6 +188,8 @@ def tokens_of(tokens, trained, offsets, sides: int, key: str = ""):
         tokens=tokens,
         trained=trained,
         offsets=offsets,
+        ranks=np.tile(np.arange(1, sides + 1, dtype=np.int32), items),
+        starts=np.arange(0, items * sides + 1, sides),
         file_index=np.zeros(items, np.int32),
         lines=np.arange(items) + 1,
         margin=np.zeros(items, np.float32),
@@ -239,4 +241,5 @@ def random_batch(c: DecoderConfig, rng, rows: int, length: int, lengths: list[li
         ref,
         margin=np.zeros((rows, places), np.float32),
         weight=(items > 0).astype(np.float32),
+        rank=np.where(items[..., None] > 0, np.arange(1, sides + 1), 0).astype(np.int32),
     )

@@ -226,7 +226,7 @@ def test_reading_from_a_step_on_gives_the_same_batches(sides):
     for step, batch in enumerate(whole):
         for array, same in zip(batch, steps[step], strict=True):
             assert np.array_equal(array, same)
-    assert [array.dtype for array in whole[0]] == [np.int32] * 5 + [np.float32] * 3
+    assert [array.dtype for array in whole[0]] == [np.int32] * 5 + [np.float32] * 3 + [np.int32]
 
 
 @pytest.mark.parametrize("local", [[0], [1, 2], [0, 2]])
