@@ -32,7 +32,7 @@ class Facts(NamedTuple):
     tokens: jax.Array  # [..., P, S], trained tokens
     margin: jax.Array  # [..., P], by which the chosen side should be ahead; rows' `margin`, or 0
     weight: jax.Array  # [..., P], of the item in the loss; rows' `weight`, or 1
-    rank: jax.Array  # [..., P, S], of the side in its item, from 1; 0 where there is none
+    rank: jax.Array  # [..., P, S], the best side has the least; 0 where there is none
 
 
 @dataclass(frozen=True)

@@ -179,17 +179,21 @@ def write_pairs(file: Path, count: int, held_out: int = 0, seed: int = 0) -> Non
             out.write(json.dumps(row) + "\n")
 
 
-def tokens_of(tokens, trained, offsets, sides: int, key: str = ""):
-    """A TokenSet as a cache of one file "f" would give it, item i from its line i + 1."""
+def tokens_of(tokens, trained, offsets, sides: int, key: str = "", ranks=None):
+    """A TokenSet as a cache of one file "f" would give it, item i from its line i + 1.
+
+    `ranks` are those of the responses of each item, where items are sets.
+    """
     from alignjax.data.tokens import TokenSet
 
-    items = (len(offsets) - 1) // sides
+    items = (len(offsets) - 1) // sides if ranks is None else len(ranks)
+    ranks = [range(1, sides + 1)] * items if ranks is None else ranks
     return TokenSet(
         tokens=tokens,
         trained=trained,
         offsets=offsets,
-        ranks=np.tile(np.arange(1, sides + 1, dtype=np.int32), items),
-        starts=np.arange(0, items * sides + 1, sides),
+        ranks=np.array([rank for own in ranks for rank in own], np.int32),
+        starts=np.cumsum([0, *map(len, ranks)]),
         file_index=np.zeros(items, np.int32),
         lines=np.arange(items) + 1,
         margin=np.zeros(items, np.float32),

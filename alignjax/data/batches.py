@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     ref: np.ndarray  # float32 [P, S], log-probs of the sequences under the reference
     margin: np.ndarray  # float32 [P], by which the chosen side should be ahead
     weight: np.ndarray  # float32 [P], of the item in the loss
-    rank: np.ndarray  # int32 [P, S], of the side in its item, from 1; 0 = there is none
+    rank: np.ndarray  # int32 [P, S], of the side, the best has the least; 0 = there is none
 
 
 @dataclass(frozen=True)

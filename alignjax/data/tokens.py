@@ -53,7 +53,7 @@ class TokenSet:
     tokens: np.ndarray  # int32 [all tokens]
     trained: np.ndarray  # bool [all tokens]
     offsets: np.ndarray  # int64 [sequences + 1]
-    ranks: np.ndarray  # int32 [sequences], in their item, from 1; equally good ones share one
+    ranks: np.ndarray  # int32 [sequences], in their row, from 1; equally good ones share one
     starts: np.ndarray  # int64 [items + 1]
     file_index: np.ndarray  # int32 [items], which of `files` the row stands in
     lines: np.ndarray  # int64 [items], the row's number in it
