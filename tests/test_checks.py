@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from alignjax.checks import check_evaluation, check_training
-from alignjax.config import DPO, SFT, Batch, Data, Model, RMEval, Rows
+from alignjax.config import DPO, RM, SFT, Batch, Data, Model, RMEval, Rows
 
 RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pairs=4))
 
@@ -32,6 +32,14 @@ RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pai
         (
             SFT(model=Model("m"), data=Data("d"), batch=Batch(sequences=4, rows=4)),
             "set exactly one of batch.sequences and batch.rows to more than 0.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, data=Data("d", max_responses=8)),
+            "data.max_responses is for sets of responses, which this stage does not train on.",
+        ),
+        (
+            RM(model=Model("m"), data=Data("d", max_responses=1), batch=Batch(pairs=4)),
+            "data.max_responses=1: a set needs 2 at least; 0 keeps all.",
         ),
         (
             dataclasses.replace(RUNNABLE, model=Model()),
