@@ -63,7 +63,7 @@ def best_metric(config) -> tuple[str, str]:
             "eval_loss:min."
         )
     sides, items = np.ones((1, 2), np.float32), np.ones(1, np.float32)
-    facts = Facts(sides, sides, items, items)
+    facts = Facts(sides, sides, items, items, sides.astype(np.int32))
     known = [f"eval_{name}" for name in stage_of(config).terms(sides, facts)]
     if metric not in known:
         raise ValueError(

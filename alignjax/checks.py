@@ -14,6 +14,7 @@ _BOUNDS = {
     "compute.vocab_chunk": (1, _ANY),
     "data.max_pairs": (0, _ANY),
     "data.max_prompt_length": (0, _ANY),
+    "data.max_responses": (0, _ANY),
     "batch.pairs": (0, _ANY),
     "batch.sequences": (0, _ANY),
     "batch.rows": (0, _ANY),
@@ -68,6 +69,10 @@ def check_training(config: Training) -> None:
         raise ValueError(
             "optimizer.ema_decay=1.0 keeps the weights that training starts from: make it less, "
             "such as 0.999."
+        )
+    if config.data.max_responses and not isinstance(config, RM):
+        raise ValueError(
+            "data.max_responses is for sets of responses, which this stage does not train on."
         )
     if config.data.select != "random" and not config.data.max_pairs:
         raise ValueError(
@@ -142,6 +147,8 @@ def _check_data(data: Data, row_length: int, sides: int) -> None:
             f"data.max_length={data.max_length}: it must be at least 2, for a token and what comes "
             "before it."
         )
+    if data.max_responses == 1:
+        raise ValueError("data.max_responses=1: a set needs 2 at least; 0 keeps all.")
     if not 0 <= data.eval_fraction < 1:
         raise ValueError(
             f"data.eval_fraction={data.eval_fraction}: it must be at least 0 and below 1."

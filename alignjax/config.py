@@ -47,9 +47,10 @@ class Data:
     strings: Literal["chat", "plain"] = "chat"  # string columns: turns of a chat, or text as it is
     train_on: Literal["all", "last", "everything"] = "all"  # turns of an answer, or (sft) all text
     max_length: int = 1024  # tokens a sequence may have
-    max_prompt_length: int = 0  # of a pair that is too long, cut from the left; 0: it is dropped
+    max_prompt_length: int = 0  # of a pair (or set) too long, cut from the left; 0: it is dropped
     weights: str = ""  # of data.path's names, as "1,0.1": 0.1 keeps a tenth, 2 takes all twice
-    max_pairs: int = 0  # pairs chosen to train on; 0: all
+    max_responses: int = 0  # rm: of a set, its best, its worst and some between; 0: all
+    max_pairs: int = 0  # pairs (rm: or sets) chosen to train on; 0: all
     select: Literal["random", "longest", "shortest", "score_gap"] = "random"  # which, for max_pairs
     overlong: Literal["drop", "truncate", "split"] = "drop"  # sft: longer ones (pairs are dropped)
     on_bad_row: Literal["stop", "skip"] = "stop"  # skip: go on, and list them in RUN_DIR/bad_rows
@@ -58,7 +59,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Batch:
-    pairs: int = 0  # preference pairs a step, packed within the step (rm, dpo)
+    pairs: int = 0  # preference pairs (rm: or sets) a step, packed within the step (rm, dpo)
     sequences: int = 0  # sequences a step, packed within the step (sft)
     rows: int = 0  # full rows a step, packed over the whole epoch
     row_length: int = 2048  # tokens a packed row
@@ -142,7 +143,7 @@ class SFT(Training):
 
 @dataclass(frozen=True)
 class RM(Training):
-    """A reward model from pairs, by the Bradley-Terry model (arXiv 2203.02155, equation 1)."""
+    """A reward model from pairs or sets, by Bradley and Terry (arXiv 2203.02155, equation 1)."""
 
     name: str = "rm"  # run name
     centering: float = 0.0  # weight of the mean of (chosen + rejected)^2, which draws rewards to 0
@@ -168,7 +169,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class RMEval:
-    """How often a reward model prefers the chosen side of held-out pairs."""
+    """How often a reward model prefers the better side of held-out pairs, those of sets too."""
 
     name: str = "rm_eval"  # what its tables are called
     out: str = ""  # directory for results.json and pairs.jsonl, here or on gs://; empty: none

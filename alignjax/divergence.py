@@ -9,7 +9,7 @@ samples.max_tokens tokens; the divergence is that of answers so cut.
 import numpy as np
 
 from alignjax.config import Compute
-from alignjax.data.tokens import TokenSet, in_memory
+from alignjax.data.tokenset import TokenSet, in_memory
 from alignjax.evaluation import score
 from alignjax.models.decoder import Decoder
 from alignjax.progress import phase
@@ -42,11 +42,13 @@ def from_reference(
 
 def with_prompts(prompts: list[list[int]], answers: list[list[int]]) -> TokenSet:
     """Answers behind their prompts; only the answers' tokens count."""
-    whole = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = np.array([*prompt, *answer], np.int32)
-        whole.append((ids, np.arange(len(ids)) >= len(prompt)))
-    return in_memory(whole)
+    parts = [part for pair in zip(prompts, answers, strict=True) for part in pair]
+    lengths = np.array([len(part) for part in parts])
+    return in_memory(
+        tokens=np.concatenate(parts).astype(np.int32),
+        trained=np.repeat(np.arange(len(parts)) % 2 == 1, lengths),
+        offsets=np.cumsum([0, *lengths.reshape(-1, 2).sum(1)]),
+    )
 
 
 def log_probs(

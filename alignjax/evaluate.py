@@ -50,8 +50,9 @@ def evaluate(config: configs.RMEval) -> int:
         )
     bad = np.flatnonzero(~np.isfinite(rewards).all(1))
     if len(bad):
+        what = "pair" if data.sides == 2 else "set"
         raise ValueError(
-            f"{data.place(bad[0])}: a reward of this pair is not finite "
+            f"{data.place(bad[0])}: a reward of this {what} is not finite "
             f"({rewards[bad[0]].tolist()}); set --compute.dtype=float32, or name a model whose "
             "weights are sound."
         )
@@ -71,7 +72,7 @@ def _prepare(config: configs.RMEval):
     from alignjax.data.tokens import token_set
     from alignjax.processes import in_turn
     from alignjax.progress import phase, say
-    from alignjax.run import check_vocabulary
+    from alignjax.run import check_sets, check_vocabulary
     from alignjax.sharding import check_divides
     from alignjax.weights.fetch import open_model
     from alignjax.weights.source import decoder_config
@@ -107,28 +108,34 @@ def _prepare(config: configs.RMEval):
             f"{title}: no row is left to evaluate on; the table above says where they went."
         )
     check_vocabulary(source, tokenizer, sets)
+    check_sets(sets, config.batch.row_length)
     return source, data
 
 
 def results(data, rewards) -> dict:
-    """Everything that is measured, as results.json holds it; `rewards` is float32 [pairs, 2]."""
+    """Everything that is measured, as results.json holds it; `rewards` is float32 [items, S].
+
+    A set counts with each of its pairs, and an interval counts it once.
+    """
     import numpy as np
 
     from alignjax import evaluation, preferences
 
-    margins = np.subtract(*rewards.T, dtype=np.float64)
-    longer = np.subtract(*data.trained_counts().T)
+    items, *sides = (np.concatenate(parts) for parts in zip(*data.pairs(), strict=True))
+    chosen, rejected = (rewards[items, side].astype(np.float64) for side in sides)
+    margins, tokens = chosen - rejected, data.trained_counts()
+    longer = tokens[items, sides[0]] - tokens[items, sides[1]]
     bins, error = preferences.calibration(margins)
     labels = evaluation.labels(data)
     return {
         "rows": data.counts,
-        "all": preferences.agreement(margins, longer),
+        "all": preferences.agreement(margins, longer, items),
         "rewards": {
             name: preferences.spread(side)
-            for name, side in zip(("chosen", "rejected"), rewards.T, strict=True)
+            for name, side in (("chosen", chosen), ("rejected", rejected))
         },
-        "by_source": preferences.agreement_by(labels["source"], margins, longer),
-        "by_user_turns": preferences.agreement_by(labels["turns"], margins, longer),
+        "by_source": preferences.agreement_by(labels["source"][items], margins, longer, items),
+        "by_user_turns": preferences.agreement_by(labels["turns"][items], margins, longer, items),
         "calibration": {"error": error, "bins": [one._asdict() for one in bins]},
     }
 
@@ -153,6 +160,8 @@ def show(config: configs.RMEval, found: dict) -> None:
         shares = (_share(part, name) for name in ("accuracy", "longer_wins"))
         table.add_row(title, f"{part['pairs']:,}", *shares, f"{part['margin']:.4f}")
     console.print(table)
+    if sets := found["all"].get("sets"):
+        console.print(f"these are the pairs of {sets:,} sets, and an interval counts each set once")
     for name, side in found["rewards"].items():
         spread = ", ".join(f"{what} {value:.4f}" for what, value in side.items())
         console.print(f"rewards of {name} answers: {spread}")
@@ -179,23 +188,29 @@ def _share(part: dict, name: str) -> str:
 
 
 def _write(config: configs.RMEval, data, rewards, found: dict) -> None:
-    """Writes a line of pairs.jsonl for each pair, and then results.json."""
+    """Writes a line for each item, of pairs.jsonl or sets.jsonl, and then results.json."""
     from alignjax.files import location, write_whole
     from alignjax.progress import say
 
     directory = location(config.out)
-    lengths = data.trained_counts()
+    lengths, ranks = data.trained_counts(), data.by_item(data.ranks)
+    name = "pairs.jsonl" if data.sides == 2 else "sets.jsonl"
     lines = []
     for i in range(len(data)):
         line = {"place": data.place(i), "source": data.sources[data.source[i]]}
         line |= {"user_turns": int(data.turns[i])}
-        for side, name in enumerate(("chosen", "rejected")):
-            line |= {name: float(rewards[i, side]), f"{name}_tokens": int(lengths[i, side])}
+        if data.sides == 2:
+            for side, which in enumerate(("chosen", "rejected")):
+                line |= {which: float(rewards[i, side]), f"{which}_tokens": int(lengths[i, side])}
+        else:  # from the best to the worst
+            own = ranks[i] > 0
+            line |= {"ranks": ranks[i][own].tolist(), "rewards": rewards[i][own].tolist()}
+            line |= {"tokens": lengths[i][own].tolist()}
         lines.append(json.dumps(line) + "\n")
-    write_whole(directory / "pairs.jsonl", "".join(lines))
+    write_whole(directory / name, "".join(lines))
     whole = {"config": configs.to_dict(config)} | found
     write_whole(directory / "results.json", json.dumps(whole, indent=2) + "\n")
-    say(f"written: {directory}/results.json, {directory}/pairs.jsonl")
+    say(f"written: {directory}/results.json, {directory}/{name}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from alignjax import preferences
 from alignjax.config import Compute
 from alignjax.data.batches import packed_steps
 from alignjax.data.packing import plan_scoring
-from alignjax.data.tokens import TokenSet
+from alignjax.data.tokenset import TokenSet
 from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
 from alignjax.sharding import local_rows, place_rows, to_host
@@ -54,10 +54,18 @@ def score(
 def item_terms(stage: Stage, scores: np.ndarray, ref: np.ndarray, data: TokenSet):
     """Every metric of every item: name -> (values, counts), float64 [n]."""
     tokens = data.trained_counts().astype(np.float32)
-    terms = stage.terms(scores, Facts(ref, tokens, data.margin, data.weight))
+    facts = Facts(ref, tokens, data.margin, data.weight, data.by_item(data.ranks))
+    parts = []
+    for start in range(0, max(1, len(data)), 1024):  # a set of 64 has 2,016 pairs
+        some = slice(start, start + 1024)
+        own = Facts(*(None if fact is None else fact[some] for fact in facts))
+        parts.append(stage.terms(scores[some], own))
     return {
-        name: (np.asarray(values, np.float64), np.asarray(counts, np.float64))
-        for name, (values, counts) in terms.items()
+        name: tuple(
+            np.concatenate([np.asarray(part[name][i], np.float64) for part in parts])
+            for i in range(2)
+        )
+        for name in parts[0]
     }
 
 
@@ -134,5 +142,8 @@ def paired_bootstrap(before, after, seed: int = 0, draws: int = 10_000) -> tuple
 
 def longer_wins(data: TokenSet) -> float:
     """Accuracy of "the longer answer is better" on pairs, in trained tokens; ties count half."""
-    chosen, rejected = data.trained_counts().T
-    return float(preferences.credit(chosen - rejected).mean())
+    tokens, right, count = data.trained_counts(), 0.0, 0
+    for items, better, worse in data.pairs():
+        credit = preferences.credit(tokens[items, better] - tokens[items, worse])
+        right, count = right + credit.sum(), count + len(credit)
+    return float(right / count)

@@ -200,7 +200,7 @@ def _check(run: Run, pending, state: State, manager) -> dict[str, float]:
     places = ", ".join(run.train.place(i) for i in (bad if len(bad) else ids))
     raise FloatingPointError(
         f"step {index + 1}: loss {values['loss']}, grad_norm {values['grad_norm']}; the "
-        f"{run.stage.unit} ({which}): {places}. The weights after step {good} are saved in "
+        f"{run.unit()} ({which}): {places}. The weights after step {good} are saved in "
         f"{run.directory / 'checkpoints'}; mend the data or lower optimizer.learning_rate."
     )
 

@@ -1,7 +1,7 @@
 """How far a scorer of answers agrees with people's preferences; numpy alone.
 
-n pairs. A margin is the score of the chosen side less that of the rejected one. Pairs are taken as
-independent of each other.
+n pairs. A margin is the score of the chosen side less that of the rejected one. Pairs of different
+items are taken as independent of each other.
 """
 
 from typing import NamedTuple
@@ -63,15 +63,20 @@ def calibration(margins: np.ndarray, bins: int = 10) -> tuple[list[Bin], float]:
     return found, gaps / len(right)
 
 
-def agreement(margins: np.ndarray, longer: np.ndarray) -> dict:
-    """What is told of a set of pairs, as JSON holds it.
+def agreement(margins: np.ndarray, longer: np.ndarray, items: np.ndarray) -> dict:
+    """What is told of pairs, as JSON holds it.
 
-    `longer` is by how many tokens the chosen answer is the longer one, [n].
+    `longer` is by how many tokens the chosen answer is the longer one, and `items` which pair or
+    set of responses a pair is of, both [n]. Intervals are those of so many items: the pairs of a
+    set are not independent, and at worst all of them are right or wrong together.
     """
     found = {"pairs": len(margins), "ties": int((margins == 0).sum())}
+    count = len(np.unique(items))
+    if count < len(items):
+        found["sets"] = count
     for name, by in (("accuracy", margins), ("longer_wins", longer)):
         share = float(credit(by).mean())
-        found |= {name: share, f"{name}_interval": list(wilson(share, len(by)))}
+        found |= {name: share, f"{name}_interval": list(wilson(share, count))}
     return found | {"margin": float(np.mean(margins, dtype=np.float64))}
 
 
@@ -81,9 +86,11 @@ def spread(rewards: np.ndarray) -> dict[str, float]:
     return {"min": float(rewards.min()), "mean": float(mean), "max": float(rewards.max())}
 
 
-def agreement_by(labels: np.ndarray, margins: np.ndarray, longer: np.ndarray) -> dict[str, dict]:
+def agreement_by(
+    labels: np.ndarray, margins: np.ndarray, longer: np.ndarray, items: np.ndarray
+) -> dict[str, dict]:
     """`agreement` of the pairs of each label, [n], in the order of the labels."""
     return {
-        str(label): agreement(margins[labels == label], longer[labels == label])
+        str(label): agreement(*(array[labels == label] for array in (margins, longer, items)))
         for label in np.unique(labels)
     }

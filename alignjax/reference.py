@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax.config import Compute
-from alignjax.data.tokens import TokenSet
+from alignjax.data.tokenset import TokenSet
 from alignjax.evaluation import score
 from alignjax.files import load_array, save_array, write_whole
 from alignjax.models.decoder import Decoder

@@ -21,7 +21,7 @@ _ROWS = {
 def show(run: Run, base: Baseline, before: list[dict], after: list[dict], exported) -> None:
     """Prints the table of a finished run from what its directory holds."""
     steps = len(run.steps)
-    held_out = f", {len(run.held_out)} {run.stage.unit} held out" if run.held_out else ""
+    held_out = f", {len(run.held_out)} {run.unit()} held out" if run.held_out else ""
     title = f"{run.config.name}: {steps} steps on {run.config.model.path}{held_out}"
     table = Table(title=title, title_justify="left")
     table.add_column("", overflow="fold")

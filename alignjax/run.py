@@ -17,7 +17,8 @@ from alignjax.data.chat import end_of_turn_id, load_tokenizer, special_ids
 from alignjax.data.mixture import epoch_items
 from alignjax.data.packing import plan_training
 from alignjax.data.summary import list_bad_rows, show_rows
-from alignjax.data.tokens import TokenSet, token_set
+from alignjax.data.tokens import token_set
+from alignjax.data.tokenset import TokenSet
 from alignjax.files import load_array, read_json, remove_directory, whole_directory
 from alignjax.models.decoder import Decoder
 from alignjax.processes import in_turn, is_first, on_first
@@ -50,6 +51,11 @@ class Run:
     def sets(self) -> dict[str, TokenSet]:
         """The data by what a user calls them."""
         return {"training": self.train, "held out": self.held_out}
+
+    def unit(self) -> str:
+        """What a user calls the items: "sequences", "pairs", or "sets" where some are larger."""
+        larger = max(part.sides for part in self.sets().values()) > 2
+        return "sets" if larger else self.stage.unit
 
     def eos_ids(self) -> list[int]:
         """Every token that ends an answer, by template, generation config and model config."""
@@ -153,6 +159,7 @@ def planned(config: configs.Training, weights: bool = True) -> Run:
     sets = {"training": train, "held out": held_out}
     show_rows(config.data, sets)
     check_vocabulary(source, tokenizer, sets)
+    check_sets(sets, config.batch.row_length)
     if not len(train):
         raise ValueError(
             f"{config.data.path}: no row is left to train on; the table above says where they went."
@@ -206,6 +213,21 @@ def check_vocabulary(source: Source, tokenizer, sets: dict[str, TokenSet]) -> No
         )
 
 
+def check_sets(sets: dict[str, TokenSet], row_length: int) -> None:
+    """Refuses a set that is longer than a row: its loss needs its rewards on one device."""
+    for data in sets.values():
+        lengths = data.lengths()
+        if not len(lengths) or lengths.max() <= row_length:
+            continue
+        item = int(lengths.argmax())
+        count = data.starts[item + 1] - data.starts[item]
+        raise ValueError(
+            f"{data.place(item)}: its {count} responses have {lengths[item]} tokens, and a set "
+            f"lies in one row, of batch.row_length={row_length}: make that {lengths[item]} or "
+            "more, or set data.max_responses."
+        )
+
+
 def _begin(run: Run) -> None:
     """Records what is trained; clears what a start under other settings left."""
     config, directory = run.config, run.directory
@@ -228,9 +250,9 @@ def described(run: Run) -> list[str]:
     epochs = sum(items) / len(run.epoch_items)
     drawn = "" if len(run.epoch_items) == len(run.train) else f" (of {len(run.train)})"
     return [
-        f"{run.stage.name}: {len(run.epoch_items)} {run.stage.unit} to train on{drawn}, "
+        f"{run.stage.name}: {len(run.epoch_items)} {run.unit()} to train on{drawn}, "
         f"{len(run.held_out)} held out",
-        f"a step: {np.mean(items):.1f} {run.stage.unit}, {rows.mean():.1f} rows of "
+        f"a step: {np.mean(items):.1f} {run.unit()}, {rows.mean():.1f} rows of "
         f"{plan.row_length}, {useful.mean():.0f} tokens, fill {fill:.1%}; {len(plan)} steps, "
         f"{epochs:.2f} epochs, {config.compute.dtype} on {jax.device_count()} "
         f"{jax.devices()[0].platform} device(s)",

@@ -7,7 +7,8 @@ import numpy as np
 
 from alignjax import divergence
 from alignjax.data.chat import render
-from alignjax.data.rows import Example, Side
+from alignjax.data.columns import Side
+from alignjax.data.rows import Example
 from alignjax.data.tokens import examples
 from alignjax.files import write_whole
 from alignjax.generation.native import generate

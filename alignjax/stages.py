@@ -1,8 +1,8 @@
 """What each training stage minimises and reports, as functions of what a model says of sequences.
 
-That is a number for each: a log-probability, or a reward. P items (pairs, or conversations), S
-sides of an item. The same terms serve the training step, on the items of a row, and the evaluation,
-on all items of a data set.
+That is a number for each: a log-probability, or a reward. P items (pairs, sets, or conversations),
+S sides of an item, at most. The same terms serve the training step, on the items of a row, and the
+evaluation, on all items of a data set.
 """
 
 from collections.abc import Callable
@@ -35,6 +35,7 @@ class Facts(NamedTuple):
     tokens: jax.Array  # [..., P, S], trained tokens
     margin: jax.Array  # [..., P], by which the chosen side should be ahead; rows' `margin`, or 0
     weight: jax.Array  # [..., P], of the item in the loss; rows' `weight`, or 1
+    rank: jax.Array  # [..., P, S], the best side has the least; 0 where there is none
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,26 @@ def sft_terms(pi_PS: jax.Array, facts: Facts) -> Terms:
 
 
 def rm_terms(rewards_PS: jax.Array, facts: Facts, centering: float) -> Terms:
-    """Loss and rewards a pair; side 0 is chosen, side 1 rejected."""
-    rewards = (rewards_PS[..., 0], rewards_PS[..., 1])
-    loss = losses.bradley_terry_loss(*rewards, facts.margin, centering)
-    return _preferences(*rewards, loss, facts.weight)
+    """Loss of an item: the mean over its pairs, which are all in which one side is the better.
+
+    So a set of K responses weighs as much as a pair does, whatever K is: 1 / (K choose 2) of it
+    each pair (arXiv 2203.02155, equation 1), ties left out. Its margin is that of each of its
+    pairs, and each is centred. The other metrics are means over pairs, whichever item they are of.
+    """
+    better_PSS = (facts.rank[..., :, None] > 0) & (
+        facts.rank[..., :, None] < facts.rank[..., None, :]
+    )
+    rewards = rewards_PS[..., :, None], rewards_PS[..., None, :]
+    margin = facts.margin[..., None, None]
+    loss_PSS = losses.bradley_terry_loss(*rewards, margin, centering)
+    of_pairs = _preferences(*rewards, loss_PSS, jnp.ones_like(loss_PSS))
+    found = {
+        name: tuple(jnp.where(better_PSS, part, 0).sum((-1, -2)) for part in parts)
+        for name, parts in of_pairs.items()
+    }
+    total, pairs = found["loss"]
+    mean = total / jnp.maximum(pairs, 1)  # a place that holds no item has none
+    return found | {"loss": (facts.weight * mean, facts.weight)}
 
 
 def dpo_terms(pi_PS: jax.Array, facts: Facts, config: DPO) -> Terms:
@@ -140,7 +157,7 @@ def _preferences(
 def batch_loss(model: Decoder, batch: Batch, stage: Stage, compute: Compute):
     """Summed loss of a micro-batch, and every metric as its (sum, count), or (extreme, 1)."""
     scores_BPS, tokens_BPS = stage.scores(model, batch, compute)
-    facts = Facts(batch.ref, tokens_BPS, batch.margin, batch.weight)
+    facts = Facts(batch.ref, tokens_BPS, batch.margin, batch.weight, batch.rank)
     real_BP = batch.items > 0
     sums = {
         name: jnp.stack([jnp.where(real_BP, part, 0).sum() for part in parts])

@@ -74,28 +74,9 @@ def token_set(stage: str):
 
 def tokenized(tokens: np.ndarray, lengths: np.ndarray, prompts: np.ndarray):
     """A TokenSet of sequences back to back; `lengths` and `prompts` are [items, sides]."""
-    from alignjax.data.tokens import TokenSet
+    from alignjax.data.tokenset import in_memory
 
     offsets = np.concatenate([[0], np.cumsum(lengths.ravel())])
     places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths.ravel())
-    none = np.zeros(len(lengths), np.int32)
-    return TokenSet(
-        tokens=tokens.astype(np.int32),
-        trained=(places >= np.repeat(prompts.ravel(), lengths.ravel())) & (places > 0),
-        offsets=offsets,
-        file_index=none,
-        lines=none,
-        margin=none.astype(np.float32),
-        weight=(none + 1).astype(np.float32),
-        source=none,
-        part=none,
-        turns=none,
-        files=[""],
-        units=["line"],
-        sources=[""],
-        columns=[],
-        largest_token=int(tokens.max()),
-        counts={},
-        sides=lengths.shape[1],
-        key="",
-    )
+    trained = (places >= np.repeat(prompts.ravel(), lengths.ravel())) & (places > 0)
+    return in_memory(tokens.astype(np.int32), trained, offsets, lengths.shape[1])

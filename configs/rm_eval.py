@@ -6,8 +6,9 @@ It scores the rows that a training run with the same `data` keys holds out; `--d
 takes all rows of a file. The model is an `rm` run, a checkpoint of it, its export, or another
 classifier of one label. Shown are the accuracy with its 95 % interval beside that of "the longer
 answer wins", overall, by the rows' `source` and by the prompt's user turns, and the calibration;
-`--out=DIR` writes it to results.json, and the rewards of each pair to pairs.jsonl. Not yet run on a
-model of this size.
+`--out=DIR` writes it to results.json, and the rewards of each pair to pairs.jsonl. Of a file of
+sets all ordered pairs count, an interval counts each set once, and the rewards are in sets.jsonl.
+Not yet run on a model of this size.
 """
 
 from alignjax.config import Compute, Data, Model, RMEval, Rows

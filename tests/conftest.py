@@ -179,33 +179,6 @@ def write_pairs(file: Path, count: int, held_out: int = 0, seed: int = 0) -> Non
             out.write(json.dumps(row) + "\n")
 
 
-def tokens_of(tokens, trained, offsets, sides: int, key: str = ""):
-    """A TokenSet as a cache of one file "f" would give it, item i from its line i + 1."""
-    from alignjax.data.tokens import TokenSet
-
-    items = (len(offsets) - 1) // sides
-    return TokenSet(
-        tokens=tokens,
-        trained=trained,
-        offsets=offsets,
-        file_index=np.zeros(items, np.int32),
-        lines=np.arange(items) + 1,
-        margin=np.zeros(items, np.float32),
-        weight=np.ones(items, np.float32),
-        source=np.zeros(items, np.int32),
-        part=np.zeros(items, np.int32),
-        turns=np.ones(items, np.int32),
-        files=["f"],
-        units=["line"],
-        sources=[""],
-        columns=[],
-        largest_token=int(np.max(tokens, initial=-1)),
-        counts={"read": items, "kept": items},
-        sides=sides,
-        key=key,
-    )
-
-
 def random_batch(c: DecoderConfig, rng, rows: int, length: int, lengths: list[list[int]], sides=2):
     """Packed rows of random tokens: `lengths` gives the sequences of each row; no padding rule is
     assumed but the one `Batch` states."""
@@ -239,4 +212,5 @@ def random_batch(c: DecoderConfig, rng, rows: int, length: int, lengths: list[li
         ref,
         margin=np.zeros((rows, places), np.float32),
         weight=(items > 0).astype(np.float32),
+        rank=np.where(items[..., None] > 0, np.arange(1, sides + 1), 0).astype(np.int32),
     )

@@ -14,7 +14,8 @@ from alignjax.config import Batch as BatchConfig
 from alignjax.config import Data
 from alignjax.data.batches import Batch, PackedSteps, packed_steps
 from alignjax.data.packing import plan_training
-from alignjax.data.tokens import TokenSet, token_set
+from alignjax.data.tokens import token_set
+from alignjax.data.tokenset import TokenSet
 
 ROWS = 40  # of a data set
 

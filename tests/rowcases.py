@@ -3,8 +3,8 @@
 import pytest
 
 from alignjax.data import rows
+from alignjax.data.columns import Side
 from alignjax.data.formats import Place
-from alignjax.data.rows import Side
 
 PLACE = Place("f.jsonl", 7, "line")
 WHERE = "f.jsonl, line 7"

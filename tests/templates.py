@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from alignjax.data import chat
-from alignjax.data.rows import Side
+from alignjax.data.columns import Side
 
 WHERE = "f.jsonl, line 7"
 TEXT = [

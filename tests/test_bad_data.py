@@ -170,6 +170,48 @@ CONVERSATIONS = {
     ),
 }
 
+SET = {"prompt": "one", "responses": ["two", "three"], "scores": [1, 2]}
+# The same of a file for a reward model.
+SETS = {
+    "fewer scores than responses": (
+        {**SET, "scores": [1]},
+        "`responses` has 2 responses and `scores` 1 numbers; give one for each",
+    ),
+    "one response": (
+        {**SET, "responses": ["two"], "scores": [1]},
+        "`responses` has 1 of the 2 responses that a set needs at least; add more, or remove the "
+        "row",
+    ),
+    "equal scores": (
+        {**SET, "scores": [2, 2]},
+        "all `scores` are equal, so no response is preferred; remove the row",
+    ),
+    "a score that is no number": (
+        '{"prompt": "one", "responses": ["two", "three"], "scores": [1, NaN]}',
+        "`scores[1]` is nan; it must be a finite number, of float32",
+    ),
+    "no scores": (
+        {**SET, "scores": None},
+        "a set of responses needs `scores` (higher is better) or `ranks` (1 is the best), a "
+        "number for each; the row has `prompt`, `responses`, `scores` (null)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_bad_set(root, refusal, name):
+    bad, problem = SETS[name]
+    file = rows(root, SET, bad, file="sets.jsonl")
+    assert refusal(f"--data.path={file}", stage="rm") == f"{file}, line 2: {problem}{SKIP}"
+
+
+def test_sets_are_not_for_dpo(root, refusal):
+    file = rows(root, GOOD, SET, file="sets.jsonl")
+    assert refusal(f"--data.path={file}") == (
+        f"{file}, line 2: `responses` is a set of responses, which rm trains on and dpo does not; "
+        f"give two of them as `chosen` and `rejected`, such as the best and the worst{SKIP}"
+    )
+
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_bad_pair(root, refusal, name):

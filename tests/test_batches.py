@@ -4,12 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import tokens_of
 
 from alignjax.config import Batch as BatchConfig
 from alignjax.data.batches import Batch, PackedSteps, packed_steps
 from alignjax.data.packing import plan_scoring, plan_training
-from alignjax.data.tokens import TokenSet
+from alignjax.data.tokenset import TokenSet, in_memory
 
 LENGTH = 64
 
@@ -22,7 +21,7 @@ def random_set(items: int, sides: int, seed: int = 0) -> TokenSet:
     trained[offsets[1:] - 1] = True
     trained[offsets[:-1]] = False
     tokens = rng.integers(0, 1000, offsets[-1]).astype(np.int32)
-    return tokens_of(tokens, trained, offsets, sides)
+    return in_memory(tokens, trained, offsets, sides)
 
 
 def make(sides: int, micro: int = 3, seed: int = 0, **batch) -> PackedSteps:
@@ -105,7 +104,7 @@ def test_the_check_above_finds_each_kind_of_damage(field, change):
 
 
 def test_a_row_of_pairs_by_hand():
-    data = tokens_of(
+    data = in_memory(
         tokens=np.array([10, 11, 12, 20, 21, 30, 31, 32, 40, 41, 42, 43], np.int32),
         trained=np.array([0, 1, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0], bool),
         offsets=np.array([0, 3, 5, 8, 12]),
@@ -226,7 +225,7 @@ def test_reading_from_a_step_on_gives_the_same_batches(sides):
     for step, batch in enumerate(whole):
         for array, same in zip(batch, steps[step], strict=True):
             assert np.array_equal(array, same)
-    assert [array.dtype for array in whole[0]] == [np.int32] * 5 + [np.float32] * 3
+    assert [array.dtype for array in whole[0]] == [np.int32] * 5 + [np.float32] * 3 + [np.int32]
 
 
 @pytest.mark.parametrize("local", [[0], [1, 2], [0, 2]])

@@ -26,8 +26,8 @@ from tokenizers import Tokenizer, models, normalizers, processors, trainers
 from transformers import AutoTokenizer
 
 from alignjax.data import chat, rows
+from alignjax.data.columns import Side
 from alignjax.data.formats import Place
-from alignjax.data.rows import Side
 
 # Plain text
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from alignjax.checks import check_evaluation, check_training
-from alignjax.config import DPO, SFT, Batch, Data, Model, Optimizer, RMEval, Rows, Samples
+from alignjax.config import DPO, RM, SFT, Batch, Data, Model, Optimizer, RMEval, Rows, Samples
 
 RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pairs=4))
 
@@ -54,6 +54,14 @@ RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pai
         (
             dataclasses.replace(RUNNABLE, optimizer=Optimizer(ema_decay=1.5)),
             "optimizer.ema_decay=1.5: it must be at least 0 and at most 1.",
+        ),
+        (
+            dataclasses.replace(RUNNABLE, data=Data("d", max_responses=8)),
+            "data.max_responses is for sets of responses, which this stage does not train on.",
+        ),
+        (
+            RM(model=Model("m"), data=Data("d", max_responses=1), batch=Batch(pairs=4)),
+            "data.max_responses=1: a set needs 2 at least; 0 keeps all.",
         ),
         (
             dataclasses.replace(RUNNABLE, model=Model()),

@@ -5,11 +5,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from conftest import mesh, tiny_config, tokens_of
+from conftest import mesh, tiny_config
 
 from alignjax import evaluation, reference
 from alignjax.config import DPO, RM, SFT, Compute
-from alignjax.data.tokens import TokenSet
+from alignjax.data.tokenset import TokenSet, in_memory
 from alignjax.models import decoder
 from alignjax.stages import stage_of
 
@@ -23,7 +23,7 @@ def pairs(count: int = 9, seed: int = 0) -> TokenSet:
     trained = np.concatenate([np.arange(n) >= n // 2 for n in lengths])
     tokens = rng.integers(3, 128, lengths.sum()).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return tokens_of(tokens, trained, offsets, 2, f"k{seed}")
+    return in_memory(tokens, trained, offsets, 2, key=f"k{seed}")
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_labels_that_tell_nothing_new_or_are_too_many_have_no_metrics():
 
 
 def test_sft_is_told_as_a_whole():
-    one = tokens_of(np.zeros(6), np.ones(6, bool), np.array([0, 2, 4, 6]), 1)
+    one = in_memory(np.zeros(6), np.ones(6, bool), np.array([0, 2, 4, 6]), 1)
     own = replace(one, source=np.array([0, 1, 0], np.int32), sources=["a", "b"])
     got = evaluation.logged(stage_of(SFT()), np.float32([[-1], [-2], [-6]]), None, own)
     assert got == {"eval_loss": pytest.approx(9 / 6)}
@@ -143,7 +143,7 @@ def test_the_interval_matches_the_normal_approximation():
 
 def test_longer_wins_counts_ties_half():
     offsets = np.array([0, 4, 6, 8, 12, 15, 18])
-    data = tokens_of(np.zeros(18), np.ones(18, bool), offsets, 2)
+    data = in_memory(np.zeros(18), np.ones(18, bool), offsets, 2)
     assert evaluation.longer_wins(data) == pytest.approx(0.5)  # one right, one wrong, one tie
 
 

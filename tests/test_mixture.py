@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from conftest import tokens_of
 from tokencases import PAIRS, make, write
 
 from alignjax.config import Batch, Data
 from alignjax.data.mixture import epoch_items
 from alignjax.data.packing import plan_training
+from alignjax.data.tokenset import in_memory
 
 SIZES = (10, 40, 20)  # items of each part
 PARTS = "a.jsonl,b.jsonl,c.jsonl"
@@ -22,7 +22,7 @@ def data():
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     trained = np.ones(offsets[-1], bool)
     trained[offsets[:-1]] = False
-    found = tokens_of(np.zeros(offsets[-1], np.int32), trained, offsets, sides=2)
+    found = in_memory(np.zeros(offsets[-1], np.int32), trained, offsets, sides=2)
     found.part[:] = np.repeat(np.arange(3), SIZES)
     found.margin[:] = -np.arange(items) % 9
     return found

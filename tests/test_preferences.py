@@ -63,11 +63,11 @@ def test_a_calibrated_scorer_has_no_error():
 
 def test_agreement_by_hand():
     margins, longer = np.array([1.0, -0.5, 0.0, 2.0]), np.array([3, 2, 0, -1])
-    found = preferences.agreement(margins, longer)
+    found = preferences.agreement(margins, longer, np.arange(4))
     assert (found["pairs"], found["ties"], found["margin"]) == (4, 1, 0.625)
     assert (found["accuracy"], found["longer_wins"]) == (0.625, 0.625)
     assert found["accuracy_interval"] == pytest.approx([0.2194, 0.9081], abs=5e-5)
-    parts = preferences.agreement_by(np.array(["b", "a", "b", "b"]), margins, longer)
+    parts = preferences.agreement_by(np.array(["b", "a", "b", "b"]), margins, longer, np.arange(4))
     assert list(parts) == ["a", "b"]
-    assert parts["a"] == preferences.agreement(margins[1:2], longer[1:2])
+    assert parts["a"] == preferences.agreement(margins[1:2], longer[1:2], np.array([1]))
     assert (parts["b"]["accuracy"], parts["b"]["longer_wins"]) == (2.5 / 3, 0.5)

@@ -8,7 +8,7 @@ from rowcases import PLACE, WHERE, assistant, pair, refusal, said, sft, system, 
 
 from alignjax.config import Data
 from alignjax.data import rows, sources
-from alignjax.data.rows import Side
+from alignjax.data.columns import Side
 
 QA = (Side([user("q")], [assistant("a")]), Side([user("q")], [assistant("b")]))
 

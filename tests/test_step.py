@@ -35,7 +35,7 @@ def packed(sides: int = 2) -> Batch:
     return random_batch(tiny_config(), np.random.default_rng(3), 8, 48, LENGTHS, sides)
 
 
-PER_ITEM = ("items", "ref", "margin", "weight")
+PER_ITEM = ("items", "ref", "margin", "weight", "rank")
 
 
 def one_a_row(batch: Batch, sides: int) -> Batch:

@@ -16,9 +16,9 @@ from tokencases import PAIRS, make, pair_row, sequences, sft_row, tokenizer_text
 
 from alignjax.config import Data
 from alignjax.data import chat, rows, tokens
+from alignjax.data.columns import Side
 from alignjax.data.formats import Place
-from alignjax.data.rows import Side
-from alignjax.data.tokens import TokenSet
+from alignjax.data.tokenset import TokenSet
 
 
 def encoded(tokenizer, *sides: Side) -> list[tuple[list[int], list[bool]]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alignjax.config import Data
 from alignjax.data import tokens
-from alignjax.data.tokens import TokenSet
+from alignjax.data.tokenset import TokenSet
 
 
 def write(file: Path, data: list[dict], blank: int = 0) -> str:

@@ -1,7 +1,7 @@
 """A plan's steps as arrays, read by Grain: the only state of the data is the step.
 
 A micro-batches of a step, B rows of a micro-batch, T tokens of a row, M trained tokens of a row, P
-items of a row, S sides of an item (chosen and rejected, or one).
+items of a row, S sides of an item (chosen and rejected, one, or at most so many of a set).
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from alignjax.data.packing import Plan
-from alignjax.data.tokens import TokenSet
+from alignjax.data.tokenset import TokenSet
 
 
 class Batch(NamedTuple):
@@ -20,7 +20,8 @@ class Batch(NamedTuple):
 
     On the host B counts only the rows that belong to the process.
 
-    The item in place p of a row has the segments S p + 1 ... S p + S, chosen before rejected.
+    The item in place p of a row has the segments S p + 1 ... S p + S, the best before the worst;
+    the last of these are of no token where it has fewer sides.
     """
 
     tokens: np.ndarray  # int32 [T]
@@ -31,6 +32,7 @@ class Batch(NamedTuple):
     ref: np.ndarray  # float32 [P, S], log-probs of the sequences under the reference
     margin: np.ndarray  # float32 [P], by which the chosen side should be ahead
     weight: np.ndarray  # float32 [P], of the item in the loss
+    rank: np.ndarray  # int32 [P, S], of the side, the best has the least; 0 = there is none
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class PackedSteps:
             ref=np.zeros((*lead, places, sides), np.float32),
             margin=np.zeros((*lead, places), np.float32),
             weight=np.zeros((*lead, places), np.float32),
+            rank=np.zeros((*lead, places, sides), np.int32),
         )
         first, end = self.plan.steps[step : step + 2]
         for i in range(micro):
@@ -77,8 +80,10 @@ class PackedSteps:
             row.weight[place] = self.data.weight[item]
             if self.ref is not None:
                 row.ref[place] = self.ref[item]
-            for side in range(sides):
-                start, end = self.data.offsets[sides * item + side :][:2]
+            first, behind = self.data.starts[item : item + 2]
+            row.rank[place, : behind - first] = self.data.ranks[first:behind]
+            for side in range(behind - first):
+                start, end = self.data.offsets[first + side :][:2]
                 here = slice(at, at + end - start)
                 row.tokens[here] = self.data.tokens[start:end]
                 row.positions[here] = np.arange(end - start)

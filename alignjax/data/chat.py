@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 
 from alignjax import templates
-from alignjax.data.rows import Side
+from alignjax.data.columns import Side
 
 _MARK = "\x02the answer\x03"  # stands for an answer while the text around it is found
 

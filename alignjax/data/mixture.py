@@ -4,7 +4,7 @@ import numpy as np
 
 from alignjax.config import Data
 from alignjax.data.sources import path_names
-from alignjax.data.tokens import TokenSet
+from alignjax.data.tokenset import TokenSet
 
 _DRAW, _CHOICE = (
     1,

@@ -1,50 +1,47 @@
 """A row's columns -> an `Example`: one side for SFT, (chosen, rejected) for a preference pair.
 
 The columns are TRL's (`messages`; `prompt` and `completion`; `prompt`, `chosen`, `rejected`),
-ShareGPT's (`conversations`) or Alpaca's (`instruction`, `input`, `output`). Where a row has those
-of several, the first of this order counts.
+ShareGPT's (`conversations`) or Alpaca's (`instruction`, `input`, `output`), or those of a set of
+responses (see `sets`). Where a row has those of several, the first of this order counts.
 """
 
-import difflib
-from collections.abc import Collection
 from dataclasses import dataclass
 
-import numpy as np
-
-from alignjax.data.conversations import (
-    check_answer,
-    check_conversation,
-    check_prompt,
-    read_messages,
+from alignjax.data import sets
+from alignjax.data.columns import (
+    Side,
+    alpaca_prompt,
+    listed,
+    number,
+    prompt_of,
+    side_of,
+    turns_of,
+    with_system,
 )
+from alignjax.data.conversations import check_conversation, read_messages
 from alignjax.data.formats import Place, type_name
 
 _SFT = ("messages", "prompt", "completion", "conversations", "instruction", "output")
 _PAIR = ("chosen", "rejected", "prompt", "conversations", "instruction")
-_LARGEST = float(np.finfo(np.float32).max)  # of a number that a row carries
-
-
-@dataclass(frozen=True)
-class Side:
-    """One conversation. `answer` holds loss; `prompt` does not.
-
-    Both are lists of messages, or plain text where the run asks for `data.strings=plain`.
-    """
-
-    prompt: list[dict] | str
-    answer: list[dict] | str
 
 
 @dataclass(frozen=True)
 class Example:
-    sides: tuple[Side, ...]
+    sides: tuple[Side, ...]  # from the best to the worst
+    ranks: tuple[int, ...]  # of the sides, from 1; those that none is better than share one
     place: Place
     row: dict
 
 
 def sides_of(stage: str) -> int:
-    """Sequences of an item: one conversation, or the two of a pair."""
+    """Sequences that an item has at least: one conversation, or the two of a pair."""
     return 1 if stage == "sft" else 2
+
+
+def is_pair(row: dict) -> bool:
+    """Whether a preference row is to be read as a pair, and not as a set of responses."""
+    named = row.get("chosen") is not None or row.get("rejected") is not None
+    return named or not sets.column_of(row)
 
 
 def example(stage: str, row: dict, place: Place, strings: str) -> Example:
@@ -58,8 +55,16 @@ def example(stage: str, row: dict, place: Place, strings: str) -> Example:
                 f"{place}: `{name}` is not empty, and tool use is not supported; remove the column "
                 "and the turns that call tools, or the row."
             )
-    sides = _pair(row, place, strings) if sides_of(stage) == 2 else (_sft(row, place, strings),)
-    return Example(sides, place, row)
+    if stage == "sft":
+        return Example((_sft(row, place, strings),), (1,), place, row)
+    if is_pair(row):
+        return Example(_pair(stage, row, place, strings), (1, 2), place, row)
+    if stage == "dpo":
+        raise ValueError(
+            f"{place}: `{sets.column_of(row)}` is a set of responses, which rm trains on and dpo "
+            "does not; give two of them as `chosen` and `rejected`, such as the best and the worst."
+        )
+    return Example(*sets.read_set(row, place, strings), place, row)
 
 
 def user_turns(example: Example) -> int:
@@ -72,16 +77,8 @@ def carried(row: dict, place: Place) -> dict[str, float | str]:
     """The columns `margin`, `weight` and `source` of a row, those that hold something."""
     found: dict[str, float | str] = {}
     for name in ("margin", "weight"):
-        value = row.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{place}: `{name}` must be a number, not {type_name(value)}.")
-        if not abs(value) <= _LARGEST:  # NaN is not either
-            raise ValueError(
-                f"{place}: `{name}` is {value}; it must be a finite number, of float32."
-            )
-        found[name] = float(value)
+        if row.get(name) is not None:
+            found[name] = number(row[name], name, place)
     if found.get("weight", 0.0) < 0:
         raise ValueError(
             f"{place}: `weight` is {row['weight']}; it must be 0 or more (swap `chosen` and "
@@ -105,46 +102,36 @@ def _sft(row: dict, place: Place, strings: str) -> Side:
         check_conversation(turns, "messages", place)
         return Side([], turns)
     if {"prompt", "completion"} <= held:
-        prompt = _turns(row["prompt"], "prompt", "user", strings, place)
-        completion = _turns(row["completion"], "completion", "assistant", strings, place)
-        return _side(prompt, completion, "completion", place)
+        prompt = turns_of(row["prompt"], "prompt", "user", strings, place)
+        completion = turns_of(row["completion"], "completion", "assistant", strings, place)
+        return side_of(prompt, completion, "completion", place)
     if "conversations" in held:
         turns = read_messages(row["conversations"], "conversations", place)
         check_conversation(turns, "conversations", place)
-        return Side([], _with_system(turns, row, place))
+        return Side([], with_system(turns, row, place))
     if {"instruction", "output"} <= held:
-        answer = _turns(row["output"], "output", "assistant", strings, place)
-        side = _side(_alpaca_prompt(row, place, strings), answer, "output", place)
+        answer = turns_of(row["output"], "output", "assistant", strings, place)
+        side = side_of(alpaca_prompt(row, place, strings), answer, "output", place)
         return Side([], [*side.prompt, *side.answer])  # data.train_on decides about old answers
     pair = {"chosen", "rejected"} <= held
     hint = " (a preference pair, where an SFT row has one answer)" if pair else ""
     raise ValueError(
         f"{place}: an SFT row needs `messages`, or `prompt` and `completion`, or `conversations`, "
-        f"or `instruction` and `output`; it has {_columns(row, _SFT)}{hint}."
+        f"or `instruction` and `output`; it has {listed(row, _SFT)}{hint}."
     )
-
-
-def _side(prompt, answer, column: str, place: Place) -> Side:
-    """A prompt and its answer, checked: both text, or both messages in order."""
-    if isinstance(prompt, str) != isinstance(answer, str):
-        raise ValueError(
-            f"{place}: the prompt and `{column}` must both be text or both messages; make them "
-            "alike, or set data.strings=chat."
-        )
-    if isinstance(answer, list):
-        check_answer(answer, column, place)
-    return Side(prompt, answer)
 
 
 # Pairs
 
 
-def _pair(row: dict, place: Place, strings: str) -> tuple[Side, Side]:
+def _pair(stage: str, row: dict, place: Place, strings: str) -> tuple[Side, Side]:
     if row.get("chosen") is None or row.get("rejected") is None:
+        among = "" if stage == "dpo" else " (or is a set: `responses`, and `scores` or `ranks`)"
+        known = _PAIR if stage == "dpo" else (*_PAIR, *sets.COLUMNS)
         raise ValueError(
-            f"{place}: a preference row needs `chosen` and `rejected`, and a prompt as `prompt`, "
-            "`conversations` or `instruction` or as what both begin with; it has "
-            f"{_columns(row, _PAIR)}."
+            f"{place}: a preference row needs `chosen` and `rejected`{among}, and a prompt as "
+            "`prompt`, `conversations` or `instruction` or as what both begin with; it has "
+            f"{listed(row, known)}."
         )
     if isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
         raise ValueError(
@@ -152,7 +139,7 @@ def _pair(row: dict, place: Place, strings: str) -> tuple[Side, Side]:
             "alike."
         )
     chosen, rejected = (
-        _turns(row[name], name, "assistant", strings, place) for name in ("chosen", "rejected")
+        turns_of(row[name], name, "assistant", strings, place) for name in ("chosen", "rejected")
     )
     if chosen == rejected:
         raise ValueError(
@@ -163,7 +150,7 @@ def _pair(row: dict, place: Place, strings: str) -> tuple[Side, Side]:
     if whole and isinstance(row.get("prompt"), str):  # it repeats what both begin with
         prompt = None
     else:
-        prompt = _prompt(row, place, strings)
+        prompt = prompt_of(row, place, strings)
     if prompt is not None:
         if whole and isinstance(prompt, list):
             chosen, rejected = _without_prompt(prompt, chosen, rejected, place)
@@ -174,10 +161,10 @@ def _pair(row: dict, place: Place, strings: str) -> tuple[Side, Side]:
     else:
         raise ValueError(
             f"{place}: there is no prompt: `chosen` and `rejected` are answers alone, and the row "
-            f"has {_columns(row, _PAIR)}; add a `prompt` column, or set data.strings=plain for "
+            f"has {listed(row, _PAIR)}; add a `prompt` column, or set data.strings=plain for "
             "strings that hold their prompt."
         )
-    return _side(prompt, chosen, "chosen", place), _side(prompt, rejected, "rejected", place)
+    return side_of(prompt, chosen, "chosen", place), side_of(prompt, rejected, "rejected", place)
 
 
 def _without_prompt(prompt: list[dict], chosen: list[dict], rejected: list[dict], place: Place):
@@ -197,19 +184,6 @@ def _without_prompt(prompt: list[dict], chosen: list[dict], rejected: list[dict]
     check_conversation(chosen, "chosen", place)
     check_conversation(rejected, "rejected", place)
     return chosen[len(prompt) :], rejected[len(prompt) :]
-
-
-def _prompt(row: dict, place: Place, strings: str) -> list[dict] | str | None:
-    """The prompt that a column of its own holds, or None."""
-    if row.get("prompt") is not None:
-        return _turns(row["prompt"], "prompt", "user", strings, place)
-    if row.get("conversations") is not None:
-        turns = read_messages(row["conversations"], "conversations", place)
-        check_prompt(turns, "conversations", place)
-        return _with_system(turns, row, place)
-    if row.get("instruction") is not None:
-        return _alpaca_prompt(row, place, strings)
-    return None
 
 
 def _is_whole(answer: list[dict] | str) -> bool:
@@ -240,80 +214,3 @@ def _split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     while same and not chosen[same - 1].isspace():
         same -= 1
     return chosen[:same], chosen[same:], rejected[same:]
-
-
-# Columns
-
-
-def _turns(value, column: str, role: str, strings: str, place: Place) -> list[dict] | str:
-    """A prompt (role "user") or an answer as messages, or as it is where strings are plain."""
-    if isinstance(value, str):
-        if not value.strip() and (strings == "chat" or role == "assistant"):
-            raise ValueError(f"{place}: `{column}` is empty; fill it in, or remove the row.")
-        return value if strings == "plain" else [{"role": role, "content": value}]
-    listed = [value] if isinstance(value, dict) else value
-    turns = read_messages(listed, column, place, also="a string or ")
-    if not turns:
-        raise ValueError(f"{place}: `{column}` is empty; fill it in, or remove the row.")
-    if role == "user":
-        check_prompt(turns, column, place)
-    return turns
-
-
-def _with_system(turns: list[dict], row: dict, place: Place) -> list[dict]:
-    """ShareGPT's and Alpaca's `system` column as the first message."""
-    system = _text(row, "system", place)
-    first = {"role": "system", "content": system}
-    if not system or turns[0] == first:
-        return turns
-    if turns[0]["role"] == "system":
-        raise ValueError(
-            f"{place}: both the `system` column and the first message are system texts, and they "
-            "differ; keep one."
-        )
-    return [first, *turns]
-
-
-def _alpaca_prompt(row: dict, place: Place, strings: str) -> list[dict]:
-    """`instruction` and `input` as a user turn, behind the turns of `history`."""
-    if strings == "plain":
-        raise ValueError(
-            f"{place}: `instruction` is a turn of a chat, and data.strings=plain is for text as it "
-            "is; set data.strings=chat, or give the text as `prompt`."
-        )
-    asked = [_text(row, "instruction", place), _text(row, "input", place)]
-    question = "\n".join(text for text in asked if text)
-    if not question:
-        raise ValueError(f"{place}: `instruction` is empty; fill it in, or remove the row.")
-    turns = []
-    history = row.get("history") or []
-    pairs = isinstance(history, list) and all(
-        isinstance(pair, list) and [type(text) for text in pair] == [str, str] for pair in history
-    )
-    if not pairs:
-        raise ValueError(f"{place}: `history` must be a list of [question, answer] strings.")
-    for old_question, old_answer in history:
-        turns.append({"role": "user", "content": old_question})
-        turns.append({"role": "assistant", "content": old_answer})
-    return _with_system([*turns, {"role": "user", "content": question}], row, place)
-
-
-def _text(row: dict, column: str, place: Place) -> str:
-    """A string column; "" where it is absent, null or blank."""
-    value = row.get(column)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{place}: `{column}` must be a string, not {type_name(value)}.")
-    return value if value and value.strip() else ""
-
-
-def _columns(row: dict, expected: Collection[str]) -> str:
-    """A row's columns for a sentence, with what a misspelt one may have meant."""
-    missing = [name for name in expected if row.get(name) is None]
-    return ", ".join(_column(name, row[name], missing) for name in row) or "no columns"
-
-
-def _column(name: str, value, missing: list[str]) -> str:
-    if value is None:
-        return f"`{name}` (null)"
-    near = difflib.get_close_matches(name.lower(), missing, 1, 0.8)
-    return f"`{name}` (did you mean `{near[0]}`?)" if near else f"`{name}`"

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from alignjax.config import Data
 from alignjax.data import sources
-from alignjax.data.tokens import TokenSet
+from alignjax.data.tokenset import TokenSet
 from alignjax.files import remove_directory, write_whole
 from alignjax.progress import console
 

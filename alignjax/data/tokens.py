@@ -7,9 +7,8 @@ changes a token. Rows are read, encoded and written in chunks, so memory does no
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,17 +18,20 @@ import numpy as np
 from alignjax.config import Data
 from alignjax.data import rows, sources
 from alignjax.data.chat import Encoded, encode_sides
-from alignjax.data.fitting import fit, with_prompt_cut
+from alignjax.data.fitting import Item, fit, problem_of, thinned, with_prompt_cut
 from alignjax.data.formats import Place
+from alignjax.data.tokenset import TokenSet
 from alignjax.files import whole_directory
 from alignjax.weights.safetensors import COMPANIONS
 
-_VERSION = 6  # of what is stored; a change makes every cache anew
+_VERSION = 7  # of what is stored; a change makes every cache anew
 _CHUNK = 1000  # sides encoded together, enough to keep all cores at work
 _ARRAYS = {
     "tokens": np.int32,
     "trained": np.bool_,
     "offsets": np.int64,
+    "ranks": np.int32,
+    "starts": np.int64,
     "file_index": np.int32,
     "lines": np.int64,
     "margin": np.float32,
@@ -38,56 +40,6 @@ _ARRAYS = {
     "part": np.int32,
     "turns": np.int32,
 }
-
-
-@dataclass(frozen=True)
-class TokenSet:
-    """Sequences back to back. Item i is `sides` sequences: (chosen, rejected), or one for SFT.
-
-    An SFT row longer than data.max_length can be several items.
-    """
-
-    tokens: np.ndarray  # int32 [all tokens]
-    trained: np.ndarray  # bool [all tokens]
-    offsets: np.ndarray  # int64 [sequences + 1]
-    file_index: np.ndarray  # int32 [items], which of `files` the row stands in
-    lines: np.ndarray  # int64 [items], the row's number in it
-    margin: np.ndarray  # float32 [items], 0 where the row has none
-    weight: np.ndarray  # float32 [items], 1 where the row has none
-    source: np.ndarray  # int32 [items], which of `sources` the row names
-    part: np.ndarray  # int32 [items], which of the names in data.path gave the row
-    turns: np.ndarray  # int32 [items], user turns of the prompt; 0 where it is plain text
-    files: list[str]
-    units: list[str]  # of each file: what its rows are called, "line" or "row"
-    sources: list[str]  # "" where a row names none
-    columns: list[str]  # those of margin, weight and source that rows have
-    largest_token: int  # -1 where there is none
-    counts: dict[str, int]  # rows read, left out by reason, changed, and kept
-    sides: int
-    key: str  # what the tokens depend on
-    bad_rows_file: Path | None = None  # {"place", "problem"} a line, where rows were skipped
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def place(self, item: int) -> str:
-        """Where an item's row stands, as in "FILE, line 3"."""
-        file = self.file_index[item]
-        return str(Place(self.files[file], int(self.lines[item]), self.units[file]))
-
-    def lengths(self) -> np.ndarray:
-        """Tokens of each item, all sides."""
-        return np.diff(self.offsets).reshape(-1, self.sides).sum(1)
-
-    def trained_counts(self) -> np.ndarray:
-        """Trained tokens of each sequence, [items, sides]."""
-        counts = np.zeros(len(self.offsets) - 1, np.int64)
-        for start in range(0, len(counts), 4096):  # a whole-array sum would take 8 bytes a token
-            offsets = self.offsets[start : start + 4097]
-            trained = self.trained[offsets[0] : offsets[-1]]
-            before = np.concatenate([[0], np.cumsum(trained, dtype=np.int64)])
-            counts[start : start + 4096] = np.diff(before[offsets - offsets[0]])
-        return counts.reshape(-1, self.sides)
 
 
 def examples(data: Data, stage: str, held_out: bool) -> Iterator[rows.Example]:
@@ -122,35 +74,8 @@ def token_set(
     return TokenSet(
         **{name: _mapped(directory / f"{name}.bin", dtype) for name, dtype in _ARRAYS.items()},
         **meta,
-        sides=rows.sides_of(stage),
         key=key,
         bad_rows_file=bad_rows if bad_rows.stat().st_size else None,
-    )
-
-
-def in_memory(sequences: Sequence[Encoded]) -> TokenSet:
-    """Sequences, each an item, as a set to be scored; no row stands behind them."""
-    count = len(sequences)
-    nothing = np.zeros(count, np.int32)
-    return TokenSet(
-        tokens=np.concatenate([ids for ids, _ in sequences]),
-        trained=np.concatenate([mask for _, mask in sequences]),
-        offsets=np.cumsum([0, *(len(ids) for ids, _ in sequences)]),
-        file_index=nothing,
-        lines=np.arange(count) + 1,
-        margin=np.zeros(count, np.float32),
-        weight=np.ones(count, np.float32),
-        source=nothing,
-        part=nothing,
-        turns=nothing,
-        files=["(memory)"],
-        units=["sequence"],
-        sources=[""],
-        columns=[],
-        largest_token=max(int(ids.max()) for ids, _ in sequences),
-        counts={"read": count, "kept": count},
-        sides=1,
-        key="",
     )
 
 
@@ -161,10 +86,10 @@ def _mapped(file: Path, dtype) -> np.ndarray:
 
 
 def _key(data: Data, stage: str, held_out: bool, tokenizer, tokenizer_dir: Path) -> str:
-    settings = [_VERSION, rows.sides_of(stage), held_out, bool(data.eval_path)]
+    settings = [_VERSION, stage, held_out, bool(data.eval_path)]
     settings += [tokenizer.chat_template, data.split, data.eval_split, data.eval_fraction]
     settings += [data.strings, data.train_on, data.max_length, data.overlong, data.on_bad_row]
-    settings.append(data.max_prompt_length)
+    settings += [data.max_prompt_length, data.max_responses]
     settings.append(sources.digest(data, held_out))
     digest = hashlib.sha256(json.dumps(settings).encode())
     for name in COMPANIONS:
@@ -223,13 +148,13 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
     files: dict[tuple[str, str], int] = {}  # with the unit of its rows -> index
     names: dict[str, int] = {}  # of sources -> index
     columns: set[str] = set()
-    largest = -1
+    largest, most = -1, rows.sides_of(stage)
     found = _read(data, stage, held_out)
-    end = 0
+    end = count = 0  # of tokens, of sequences
     with ExitStack() as opened:
         out = {name: opened.enter_context(_new(directory / f"{name}.bin")) for name in _ARRAYS}
         bad = opened.enter_context(_new(directory / "bad_rows.jsonl"))
-        _append(out, {"offsets": [0]})
+        _append(out, {"offsets": [0], "starts": [0]})
         while chunk := list(islice(found, _CHUNK // rows.sides_of(stage))):
             values: dict[str, list] = {name: [] for name in _ARRAYS}
             for read, item in _items(chunk, data, tokenizer, counts, bad):
@@ -243,7 +168,11 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
                 values["source"].append(names.setdefault(source, len(names)))
                 values["part"].append(read.part)
                 values["turns"].append(rows.user_turns(read.example))
-                for ids, mask in item:
+                values["ranks"] += item.ranks
+                count += len(item.ranks)
+                values["starts"].append(count)
+                most = max(most, len(item.ranks))
+                for ids, mask in item.sequences:
                     end += len(ids)
                     largest = max(largest, int(ids.max()))
                     values["offsets"].append(end)
@@ -258,6 +187,7 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
         "columns": [name for name in ("margin", "weight", "source") if name in columns],
         "largest_token": largest,
         "counts": _in_order(counts),
+        "sides": most,
     }
     (directory / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
@@ -273,7 +203,7 @@ def _append(out: dict[str, BinaryIO], values: dict[str, list]) -> None:
 
 def _items(
     chunk: list[_Read | None], data: Data, tokenizer, counts: Counter[str], bad: BinaryIO
-) -> Iterator[tuple[_Read, list[Encoded]]]:
+) -> Iterator[tuple[_Read, Item]]:
     """The items that a chunk's rows make; counts every row, and lists the bad ones in `bad`."""
     own = [read for read in chunk if read]
     counts["read"] += len(own)
@@ -288,12 +218,15 @@ def _items(
             bad.write(json.dumps(line).encode() + b"\n")
             continue
         sequences, cut = with_prompt_cut(sequences, data, tokenizer.bos_token_id)
-        items, changed = fit(sequences, data.max_length, data.overlong)
+        whole = Item(sequences, read.example.ranks)
+        items, changed = fit(whole, data.max_length, data.overlong)
         counts[cut] += bool(items)
         counts[changed] += 1
         counts["kept"] += bool(items)
         for item in items:
-            yield read, item
+            less, thinner = thinned(item, data.max_responses)
+            counts[thinner] += 1
+            yield read, less
 
 
 def _encoded(
@@ -310,25 +243,7 @@ def _encoded(
             continue
         encoded = [next(found) for _ in read.example.sides]
         errors = [str(side) for side in encoded if isinstance(side, ValueError)]
-        yield read, encoded, errors[0] if errors else _problem(encoded, read.place)
-
-
-def _problem(sequences: list[Encoded], place: Place) -> str:
-    """What is wrong with the tokens of a row, if anything is."""
-    for _, mask in sequences:
-        mask[0] = False  # nothing comes before a first token, so nothing can predict it
-        if not mask.any():
-            return (
-                f"{place}: no token of it is trained, because the chat template leaves its answer "
-                "out, or joins it into one token with the text around it; change the row, or name "
-                "another --model.chat_template."
-            )
-    if len(sequences) == 2 and np.array_equal(sequences[0][0], sequences[1][0]):
-        return (
-            f"{place}: `chosen` and `rejected` have the same tokens, so neither is preferred; "
-            "remove the row, or change one of them."
-        )
-    return ""
+        yield read, encoded, errors[0] if errors else problem_of(encoded, read.example)
 
 
 def _in_order(counts: Counter[str]) -> dict[str, int]:
@@ -340,6 +255,8 @@ def _in_order(counts: Counter[str]) -> dict[str, int]:
         "truncated",
         "split",
         "truncation, dropped",
+        "left out",
+        "responses",
         "skipped",
     )
     between = {why: n for end in ends for why, n in counts.items() if n and why.endswith(end)}

@@ -1,6 +1,6 @@
 """What there is to show of a planned run, read from its batches: values alone, no markup.
 
-S sides of an item (chosen and rejected, or one).
+S sides of an item (chosen and rejected, one, or at most so many of a set).
 """
 
 import json
@@ -15,7 +15,7 @@ from alignjax import evaluation
 from alignjax.data.batches import Batch, packed_steps
 from alignjax.data.packing import plan_scoring
 from alignjax.data.summary import count_rows
-from alignjax.data.tokens import TokenSet
+from alignjax.data.tokenset import TokenSet
 from alignjax.inspection.pieces import token_reader
 from alignjax.run import Run, described
 
@@ -95,6 +95,13 @@ def contents(run: Run, rows: int) -> Contents:
     if run.stage.unit == "pairs":
         longer = evaluation.longer_wins(run.train)
         lines.append(f'"the longer answer wins" is right in {longer:.1%} of the training pairs')
+    if run.train.sides > 2:
+        counts = np.diff(run.train.starts)
+        pairs = sum(len(items) for items, _, _ in run.train.pairs())
+        lines.append(
+            f"a set has {counts.min()} to {counts.max()} responses, {counts.mean():.1f} on "
+            f"average; all sets make {pairs:,} pairs"
+        )
     if run.stage.name == "rm":
         marked = "in the answer"
         lines.append("a reward is read at the last token of a sequence, and all of it is trained")
@@ -139,35 +146,53 @@ def _row(run: Run, read: Reader, row: Batch, title: str) -> Row:
     sequences = []
     for segment in range(1, int(row.segments.max()) + 1):
         here = row.segments == segment
+        if not here.any():  # of a set that has fewer
+            continue
         place, side = divmod(segment - 1, run.train.sides)
         ids = row.tokens[here]
         columns = (ids.tolist(), read(ids), row.positions[here].tolist(), trained[here].tolist())
-        name = f"{run.stage.unit.removesuffix('s')} {place + 1}"
-        name += f", {_sides(run.train)[side]}" if run.train.sides == 2 else ""
+        name = _name(run, row, place, side)
         where = run.train.place(int(row.items[place]) - 1)
         tokens = [Token(*values) for values in zip(*columns, strict=True)]
         sequences.append(Sequence(segment, name, where, tokens))
     return Row(title, sequences, int((row.segments == 0).sum()))
 
 
-def _sides(data: TokenSet) -> list[str]:
-    return ["chosen", "rejected"] if data.sides == 2 else ["sequences"]
+def _name(run: Run, row: Batch, place: int, side: int) -> str:
+    """What a user calls a sequence of a row."""
+    match run.train.sides:
+        case 1:
+            return f"sequence {place + 1}"
+        case 2:
+            return f"pair {place + 1}, {_PAIR[side]}"
+        case _:
+            rank, count = row.rank[place, side], (row.rank[place] > 0).sum()
+            return f"set {place + 1}, response {side + 1} of {count} (rank {rank})"
+
+
+_PAIR = ("chosen", "rejected")
 
 
 def _histograms(data: TokenSet) -> list[Histogram]:
-    lengths_NS = np.diff(data.offsets).reshape(-1, data.sides)
+    """Of each side of pairs; of all sequences else."""
+    names = _PAIR if data.sides == 2 else ("responses" if data.sides > 2 else "sequences",)
+    real_NS = data.real()
+    lengths_SN, trained_SN = (
+        values_NS.T if data.sides == 2 else values_NS[real_NS][None]
+        for values_NS in (data.by_item(np.diff(data.offsets)), data.trained_counts())
+    )
     return [
-        _histogram("tokens of a sequence", lengths_NS, _sides(data)),
-        _histogram("trained tokens of a sequence", data.trained_counts(), _sides(data)),
+        _histogram("tokens of a sequence", lengths_SN, names),
+        _histogram("trained tokens of a sequence", trained_SN, names),
     ]
 
 
-def _histogram(title: str, values_NS: np.ndarray, names: list[str]) -> Histogram:
-    low, high = int(values_NS.min()), int(values_NS.max())
+def _histogram(title: str, values_SN: np.ndarray, names: tuple[str, ...]) -> Histogram:
+    low, high = int(values_SN.min()), int(values_SN.max())
     widths = (step * 10**power for power in range(10) for step in (1, 2, 5))
     width = next(width for width in widths if high // width - low // width < BINS)
     edges = np.arange(low // width, high // width + 2) * width
-    columns = dict(zip(names, values_NS.T, strict=True))
+    columns = dict(zip(names, values_SN, strict=True))
     return Histogram(
         title,
         edges,

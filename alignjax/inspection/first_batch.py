@@ -67,7 +67,8 @@ def _expected(run: Run, model: Decoder, items: np.ndarray) -> dict[str, float]:
     if not (isinstance(run.config, DPO) and run.config.sft_weight):
         known.append("loss")
     zeros_PS = np.zeros((len(items), run.train.sides), np.float32)
-    facts = Facts(zeros_PS, zeros_PS, run.train.margin[items], run.train.weight[items])
+    ranks_PS = run.train.by_item(run.train.ranks)[items]
+    facts = Facts(zeros_PS, zeros_PS, run.train.margin[items], run.train.weight[items], ranks_PS)
     terms = run.stage.terms(zeros_PS, facts)
     return {
         name: float(values.sum() / counts.sum())
