@@ -158,7 +158,7 @@ class DPO(Training):
     loss: Literal["sigmoid", "robust", "hinge", "ipo", "simpo"] = "sigmoid"  # of a pair
     label_smoothing: float = 0.0  # probability that a preference is flipped (conservative DPO)
     margin: float = 0.0  # by which the chosen reward should be ahead (SimPO's gamma)
-    sft_weight: float = 0.0  # of the chosen side's loss a token, added to the pair's
+    sft_weight: float = 0.0  # of the chosen sides' loss a token, added to that of pairs
 
 
 @dataclass(frozen=True)

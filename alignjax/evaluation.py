@@ -54,11 +54,14 @@ def score(
 def item_terms(stage: Stage, scores: np.ndarray, ref: np.ndarray, data: TokenSet):
     """Every metric of every item: name -> (values, counts), float64 [n]."""
     tokens = data.trained_counts().astype(np.float32)
+    rate = 1.0
+    if stage.sft_term:
+        rate = data.weight.sum() / (data.weight * tokens[:, 0]).sum()
     facts = Facts(ref, tokens, data.margin, data.weight, data.by_item(data.ranks))
     parts = []
     for start in range(0, max(1, len(data)), 1024):  # a set of 64 has 2,016 pairs
         some = slice(start, start + 1024)
-        own = Facts(*(None if fact is None else fact[some] for fact in facts))
+        own = Facts(*(None if fact is None else fact[some] for fact in facts[:-1]), rate)
         parts.append(stage.terms(scores[some], own))
     return {
         name: tuple(

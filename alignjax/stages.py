@@ -36,6 +36,7 @@ class Facts(NamedTuple):
     margin: jax.Array  # [..., P], by which the chosen side should be ahead; rows' `margin`, or 0
     weight: jax.Array  # [..., P], of the item in the loss; rows' `weight`, or 1
     rank: jax.Array  # [..., P, S], the best side has the least; 0 where there is none
+    pairs_per_token: jax.Array | float = 1.0  # of the step's chosen sides, for an SFT term
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Stage:
     needs_reference: bool
     scores: Scoring
     terms: Callable[[jax.Array, Facts], Terms]  # of scores [..., P, S]
+    sft_term: bool = False  # whether the loss has one, beside that of pairs
 
 
 def stage_of(config: Training) -> Stage:
@@ -55,6 +57,7 @@ def stage_of(config: Training) -> Stage:
             config.loss != "simpo",
             sequence_logps,
             lambda pi, facts: dpo_terms(pi, facts, config),
+            config.sft_weight > 0,
         )
     if isinstance(config, RM):
         return Stage(
@@ -100,6 +103,8 @@ def dpo_terms(pi_PS: jax.Array, facts: Facts, config: DPO) -> Terms:
     """Loss and implicit rewards a pair; side 0 is chosen, side 1 rejected.
 
     SimPO's rewards are mean log-probs a token, without a reference (Meng et al., arXiv 2405.14734).
+    The SFT term is a mean over the chosen sides' tokens of the whole step, whichever pair they are
+    of, as TRL's.
     """
     pi_w, pi_l = pi_PS[..., 0], pi_PS[..., 1]
     tokens_w, tokens_l = facts.tokens[..., 0], facts.tokens[..., 1]
@@ -119,9 +124,9 @@ def dpo_terms(pi_PS: jax.Array, facts: Facts, config: DPO) -> Terms:
         "tokens/rejected": (tokens_l, one),
     }
     if config.sft_weight:
-        nll = losses.sft_loss(mean_PS[..., 0])
-        loss += config.sft_weight * nll
-        found["nll_loss"] = (nll, one)
+        nll = losses.sft_loss(pi_w)
+        loss += config.sft_weight * facts.pairs_per_token * nll
+        found["nll_loss"] = (nll, tokens_w)
     return _preferences(*rewards, loss, facts.weight) | found
 
 
@@ -154,10 +159,16 @@ def _preferences(
     }
 
 
-def batch_loss(model: Decoder, batch: Batch, stage: Stage, compute: Compute):
+def batch_loss(
+    model: Decoder,
+    batch: Batch,
+    stage: Stage,
+    compute: Compute,
+    pairs_per_token: jax.Array | float = 1.0,
+):
     """Summed loss of a micro-batch, and every metric as its (sum, count), or (extreme, 1)."""
     scores_BPS, tokens_BPS = stage.scores(model, batch, compute)
-    facts = Facts(batch.ref, tokens_BPS, batch.margin, batch.weight, batch.rank)
+    facts = Facts(batch.ref, tokens_BPS, batch.margin, batch.weight, batch.rank, pairs_per_token)
     real_BP = batch.items > 0
     sums = {
         name: jnp.stack([jnp.where(real_BP, part, 0).sum() for part in parts])
@@ -166,6 +177,20 @@ def batch_loss(model: Decoder, batch: Batch, stage: Stage, compute: Compute):
     if stage.name == "rm":
         sums |= _spread(scores_BPS, real_BP[..., None] & (tokens_BPS > 0))
     return sums["loss"][0], sums
+
+
+def pairs_per_token(stage: Stage, batch: Batch) -> jax.Array | float:
+    """Pairs of a whole step [A, B, ...] over their chosen sides' trained tokens, both by weight.
+
+    1 for a loss without an SFT term.
+    """
+    if not stage.sft_term:
+        return 1.0
+    segments_ABM = jnp.take_along_axis(batch.segments, batch.targets, axis=2)
+    chosen_ABM = (batch.targets > 0) & (segments_ABM % 2 == 1)
+    places_ABM = jnp.maximum(segments_ABM - 1, 0) // 2
+    weight_ABM = jnp.take_along_axis(batch.weight, places_ABM, axis=2)
+    return batch.weight.sum() / jnp.where(chosen_ABM, weight_ABM, 0).sum()
 
 
 def _spread(rewards_BPS: jax.Array, real_BPS: jax.Array) -> dict[str, jax.Array]:

@@ -12,7 +12,7 @@ from alignjax.config import Compute
 from alignjax.data.batches import Batch
 from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
-from alignjax.stages import EXTREMES, Scoring, Stage, batch_loss
+from alignjax.stages import EXTREMES, Scoring, Stage, batch_loss, pairs_per_token
 
 
 class State(NamedTuple):
@@ -42,7 +42,9 @@ def gradients(
     The gradient is that of the loss summed over the whole batch divided by its count, accumulated
     in float32, so micro-batches, devices and padding do not change it.
     """
-    grad = jax.grad(partial(batch_loss, stage=stage, compute=compute), has_aux=True)
+    rate = pairs_per_token(stage, batch)
+    loss = partial(batch_loss, stage=stage, compute=compute, pairs_per_token=rate)
+    grad = jax.grad(loss, has_aux=True)
     grads, sums = _joined(partial(grad, model), batch, micro_batches)
     count = sums["loss"][1]
     return jax.tree.map(lambda g: g / count, grads), _means(sums)
@@ -112,8 +114,10 @@ def metrics_step(
 ) -> dict[str, jax.Array]:
     """The metrics that `train_step` would log of a batch, but for the gradient's norm."""
 
+    rate = pairs_per_token(stage, batch)
+
     def part(one: Batch) -> tuple[tuple, dict[str, jax.Array]]:
-        return (), batch_loss(model, one, stage, compute)[1]
+        return (), batch_loss(model, one, stage, compute, rate)[1]
 
     return _means(_joined(part, batch, micro_batches)[1])
 

@@ -98,7 +98,9 @@ def unpacked(name: str, data: TokenSet, ref: np.ndarray, padded: bool):
     batches = [place(row, "batch") for row in rows]
     score = jax.jit(lambda model, batch: stage.scores(model, batch, F32))
     where = np.nonzero(data.real())
-    facts = (data.margin, data.weight, data.by_item(data.ranks))
+    chosen = np.float64(data.weight) * data.trained_counts()[:, 0]
+    rate = data.weight.sum() / chosen.sum()
+    facts = (data.margin, data.weight, data.by_item(data.ranks), rate)
 
     def loss(model):
         parts = zip(*(score(model, batch) for batch in batches), strict=True)

@@ -173,8 +173,11 @@ def soft(x):
     return np.log1p(np.exp(-x))
 
 
-def by_hand(config: DPO, pi, ref, tokens) -> dict[str, np.ndarray]:
-    """What is reported of each pair; arguments float64 [pairs, 2]."""
+def by_hand(config: DPO, pi, ref, tokens, weight) -> dict[str, np.ndarray]:
+    """What is reported of each pair; arguments float64 [pairs, 2], and [pairs].
+
+    The SFT term of a pair is its share of the mean over all chosen tokens.
+    """
     reward = config.beta * (pi / tokens if config.loss == "simpo" else pi - ref)
     margin = reward[:, 0] - reward[:, 1]
     ahead, e = margin - config.margin, config.label_smoothing
@@ -186,9 +189,9 @@ def by_hand(config: DPO, pi, ref, tokens) -> dict[str, np.ndarray]:
         "hinge": np.maximum(0, 1 - ahead),
         "ipo": (difference - 1 / (2 * config.beta)) ** 2,
     }[config.loss]
-    nll = -pi[:, 0] / tokens[:, 0]
+    rate = weight.sum() / (weight * tokens[:, 0]).sum()
     found = {
-        "loss": loss + config.sft_weight * nll,
+        "loss": loss - config.sft_weight * rate * pi[:, 0],
         "rewards/chosen": reward[:, 0],
         "rewards/rejected": reward[:, 1],
         "rewards/margins": margin,
@@ -199,7 +202,8 @@ def by_hand(config: DPO, pi, ref, tokens) -> dict[str, np.ndarray]:
         "tokens/chosen": tokens[:, 0],
         "tokens/rejected": tokens[:, 1],
     }
-    return found | ({"nll_loss": nll} if config.sft_weight else {})
+    share = len(pi) / tokens[:, 0].sum()  # metrics know no weights
+    return found | ({"nll_loss": -share * pi[:, 0]} if config.sft_weight else {})
 
 
 KINDS = [
@@ -226,7 +230,7 @@ def test_loss_gradient_and_metrics_of_every_kind_by_hand(config):
     pi, tokens = (np.float64(x)[real] for x in sequence_logps(model, placed, F32))
     ref, weight = np.float64(batch.ref[real]), np.float64(batch.weight[real])
     metrics, grads = gradients(batch, 1, stage)
-    found = by_hand(config, pi, ref, tokens)
+    found = by_hand(config, pi, ref, tokens, weight)
     expected = {name: values.mean() for name, values in found.items()}
     expected["loss"] = np.average(found["loss"], weights=weight)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
@@ -235,7 +239,9 @@ def test_loss_gradient_and_metrics_of_every_kind_by_hand(config):
     slopes, h = np.zeros_like(pi), 1e-6
     for side in range(2):
         step = h * np.eye(2)[side]
-        up, down = (by_hand(config, at, ref, tokens)["loss"] for at in (pi + step, pi - step))
+        up, down = (
+            by_hand(config, at, ref, tokens, weight)["loss"] for at in (pi + step, pi - step)
+        )
         slopes[:, side] = weight * (up - down) / (2 * h) / weight.sum()
     weights = np.zeros(batch.ref.shape, np.float32)
     weights[real] = slopes

@@ -38,8 +38,6 @@ PAIRS = [
     {"prompt": "Which one is it? ", "chosen": "The red one", "rejected": "The blue one"},
     {"prompt": "When does it begin? ", "chosen": "At nine, or later.", "rejected": "It has begun."},
 ]
-# As above, and each chosen answer has eleven tokens with its end.
-EVEN = [pair | {"chosen": f"{pair['chosen'][:6]:.<10}"} for pair in PAIRS]
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +172,8 @@ def test_dpo(models, tmp_path, kind):
 
 
 def test_dpo_with_an_sft_term(models, tmp_path):
-    """TRL's is a mean over the tokens of all pairs, ours over pairs: alike where lengths are."""
-    data = our_tokens(models, EVEN, "dpo", tmp_path)
-    assert set(data.trained_counts()[:, 0]) == {11}
+    data = our_tokens(models, PAIRS, "dpo", tmp_path)
+    assert len(set(data.trained_counts()[:, 0])) > 1  # a mean over tokens is none over pairs
     ref = score(load(open_directory(models / "reference")), data, ROW, 4, F32)
     config = configs.DPO(sft_weight=0.3)
     ours = our_step(config, load(open_directory(models / "policy")), data, ref)
@@ -185,7 +182,7 @@ def test_dpo_with_an_sft_term(models, tmp_path):
         trl.DPOConfig,
         causal(models / "policy"),
         models,
-        EVEN,
+        PAIRS,
         tmp_path,
         {"ref_model": causal(models / "reference")},
         loss_type=["sigmoid", "sft"],
