@@ -45,9 +45,7 @@ class Rules:
     mlp: str = ""  # of gate, up and down
     embeddings: str = ""  # of the embedding, the head and a reward model's score
     norms: str = ""  # of every norm's scale
-    table: str = (
-        ""  # JSON object, or its file: {"regex of a tensor's name": expression}; first wins
-    )
+    table: str = ""  # JSON, or a file of it: {"regex of a tensor's name": expression}; first wins
 
 
 class Place(NamedTuple):

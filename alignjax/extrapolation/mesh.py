@@ -1,4 +1,4 @@
-"""theta + alpha (theta - theta_sft) on the mesh: two models loaded once, and no file for an alpha."""
+"""theta + alpha (theta - theta_sft) on the mesh: two models are loaded once, for every alpha."""
 
 import jax
 import jax.numpy as jnp

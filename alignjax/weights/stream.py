@@ -43,7 +43,7 @@ class Unfinished(NamedTuple):
 
 
 def planned(layout: Layout, order: dict[str, int]) -> Layout:
-    """The layout with its parts in the order of their tensors' numbers, in which they are written."""
+    """The layout with its parts in the order in which to write them: by their tensors' places."""
     parts = sorted(layout.parts, key=lambda part: order.get(part.name, len(order)))
     return replace(layout, parts=parts)
 
@@ -139,11 +139,8 @@ def unfinished(target: Path, about: dict) -> Iterator[Unfinished]:
     Mistakes leave nothing. On an object store it begins anew, and one process alone writes.
     """
     if is_remote(target):
-        with (
-            whole_directory(target, replace=True) as result,
-            tempfile.TemporaryDirectory() as notes,
-        ):
-            yield Unfinished(result, Path(notes), False)
+        with whole_directory(target, replace=True) as at, tempfile.TemporaryDirectory() as notes:
+            yield Unfinished(at, Path(notes), False)
         return
     target = Path(os.path.abspath(target))
     place = _place(target)
