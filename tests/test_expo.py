@@ -43,10 +43,8 @@ def test_several_alphas_in_one_pass_have_a_directory_each(tmp_path, dtype):
             if name != "config.json":
                 assert (found / name).read_bytes() == (tmp_path / "strong" / name).read_bytes()
         assert f"# theta + {alpha} (theta - theta_sft)" in (found / "README.md").read_text()
-    configs = [
-        json.loads((path / "config.json").read_text()) for path in (tmp_path / "weak", found)
-    ]
-    assert configs[0] == configs[1]
+    one, other = (path / "config.json" for path in (tmp_path / "strong", found))
+    assert json.loads(one.read_text()) == json.loads(other.read_text())
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -76,7 +74,7 @@ def test_the_command_as_a_user_runs_it(tmp_path):
 
 
 def odd(root: Path) -> None:
-    """Puts values into both sides that arithmetic would change, theta much larger than theta_sft."""
+    """Makes theta much larger than theta_sft; puts in what arithmetic would change."""
     change(root / "strong", lambda _, one: 1e6 * one)
     for number, side in enumerate(("weak", "strong")):
 
@@ -190,9 +188,8 @@ def save_run(root: Path, side: str) -> Path:
     """A run's checkpoint of a side, saved from the mesh in use."""
     source, place = open_directory(root / side), root / f"{side}-run"
     manager = checkpoint.open_manager(SFT(run_dir=str(place)))
-    checkpoint.save(
-        manager, init_state(load(source), optim.optimizer(Optimizer(), 10)), 5, SFT(), None
-    )
+    state = init_state(load(source), optim.optimizer(Optimizer(), 10))
+    checkpoint.save(manager, state, 5, SFT(), None)
     manager.wait_until_finished()
     manager.close()
     save_companions(source, place / "model")
@@ -200,7 +197,7 @@ def save_run(root: Path, side: str) -> Path:
 
 
 def test_runs_saved_on_8_devices_and_on_1_give_the_same(tmp_path):
-    """And the float32 masters of a run, whose delta is below one ulp of bfloat16, are what is used."""
+    """And a run's float32 masters are used, whose delta is below one ulp of bfloat16."""
     write(tmp_path, dtype="float32", size=1e-5)
     found = {}
     for name, shape in (("eight", {"fsdp": 4, "tensor": 2}), ("one", {})):
