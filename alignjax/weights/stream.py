@@ -53,10 +53,10 @@ def planned(layout: Layout, order: dict[str, int]) -> Layout:
 
 def written(target: Path) -> int:
     """Bytes on the disk that an earlier try left."""
-    place = _place(target)
-    if is_remote(target) or not place.is_dir():
+    if is_remote(target):
         return 0
-    return sum(512 * file.stat().st_blocks for file in place.rglob("*") if file.is_file())
+    files = (file for file in _place(target).rglob("*") if file.is_file())
+    return sum(512 * file.stat().st_blocks for file in files)
 
 
 def mine(parts: list[Part]) -> list[Part]:
@@ -146,7 +146,6 @@ def unfinished(target: Path, about: dict) -> Iterator[Unfinished]:
         with whole_directory(target, replace=True) as at, tempfile.TemporaryDirectory() as notes:
             yield Unfinished(at, Path(notes), False)
         return
-    target = Path(os.path.abspath(target))
     place = _place(target)
     with first_holds(lambda: lock.held(place, "--out")):
         goes_on = on_first(lambda: _left(place, about))
