@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]:
-    """Step -> seconds from the start of the process to its end, and peak private memory."""
+    """Step -> seconds from the start of the process to its end, of processors, and memory."""
     weak, strong, out = (scratch / name for name in ("weak", "strong", "out"))
     child("make", weak, str(params), script=__file__)
     child("near", weak, strong, script=__file__)
@@ -78,6 +78,7 @@ def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]
             now = watched(command)
             if name not in ("cat both", "cp one", "alignjax, 3 alphas"):
                 now["misrounded"] = child("misrounded", *sides, out, script=__file__)["share"]
+            print(name, now, flush=True)
             least = min(now["seconds"], found.get(name, now)["seconds"])
             found[name] = now | {"seconds": least}
             shutil.rmtree(out, ignore_errors=True)
@@ -119,9 +120,9 @@ def _warm(sides: tuple[Path, ...]) -> None:
 
 
 def watched(command: list[str]) -> dict:
-    """Runs a command; its seconds, and the most private memory that it held."""
+    """Runs a command; its seconds, those of processors, and the most private memory it held."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
-    started, peak = time.monotonic(), 0
+    started, peak, before = time.monotonic(), 0, os.times()
     with tempfile.TemporaryFile() as log:
         running = subprocess.Popen(command, env=env, stdout=log, stderr=log)
         while running.poll() is None:
@@ -131,7 +132,9 @@ def watched(command: list[str]) -> dict:
         if running.returncode:
             log.seek(0)
             raise SystemExit(f"{command}: {log.read().decode()}")
-    return {"seconds": seconds, "private": peak}
+    after = os.times()
+    used = sum(getattr(after, n) - getattr(before, n) for n in ("children_user", "children_system"))
+    return {"seconds": seconds, "cpu": used, "private": peak}
 
 
 def table(found: dict[str, dict]) -> str:
@@ -139,14 +142,14 @@ def table(found: dict[str, dict]) -> str:
     read, write = (found[name]["seconds"] for name in ("cat both", "cp one"))
     lines = [
         f"{size / 2e9:.2f} billion parameters, {size / 1e9:.2f} GB each side",
-        f"{'':20}{'s':>8}{'of the floor':>14}{'private MB':>12}{'misrounded':>12}",
+        f"{'':20}{'s':>8}{'of the floor':>14}{'CPU s':>8}{'private MB':>12}{'misrounded':>12}",
     ]
     for name, one in found.items():
         if name == "size":
             continue
         floor = read + (3 if "3 alphas" in name else 1) * write
         line = f"{name:20}{one['seconds']:8.2f}{one['seconds'] / floor:14.2f}"
-        line += f"{one['private'] / 1e6:12.0f}"
+        line += f"{one['cpu']:8.2f}{one['private'] / 1e6:12.0f}"
         lines.append(line + (f"{one['misrounded']:12.5%}" if "misrounded" in one else ""))
     if "agreement" in found["size"]:
         lines.append(
