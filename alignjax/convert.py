@@ -5,12 +5,10 @@ parses its arguments before anything slow is imported.
 """
 
 import math
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from alignjax import command
@@ -58,39 +56,16 @@ def parse(arguments: Sequence[str] | None = None) -> Convert:
 
 
 def check(args: Convert) -> None:
-    from alignjax.files import location
+    from alignjax.files import check_absent
 
     if args.shard_bytes < 1:
         raise ValueError(f"--shard-bytes={args.shard_bytes}: it must be at least 1.")
-    target = location(args.dst)
-    if not target.exists():
-        return
-    if Path(args.src).resolve() == target.resolve():
-        raise ValueError(f"--dst={args.dst}: it is the source; name another directory.")
-    if not target.is_dir() or any(target.iterdir()):
-        raise ValueError(f"--dst={args.dst}: it is there already; delete it, or name another one.")
-
-
-def _check_space(args: Convert, need: int) -> None:
-    """Refuses, before anything is written, a disk that has too little room."""
-    from alignjax.files import is_remote
-    from alignjax.progress import gigabytes
-
-    if is_remote(args.dst):
-        return
-    parent = Path(args.dst).absolute().parent
-    there = next(path for path in (parent, *parent.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free < need:
-        raise ValueError(
-            f"--dst={args.dst}: it needs {gigabytes(need)}, and {gigabytes(free)} are free; "
-            "free some space, or name another disk."
-        )
+    check_absent(args.dst, "--dst", [args.src])
 
 
 def convert(args: Convert) -> int:
     """Reads a model and writes it, nothing of it changed but what the arguments ask for."""
-    from alignjax.files import location
+    from alignjax.files import check_space, location
     from alignjax.processes import in_turn
     from alignjax.progress import gigabytes, phase, say
     from alignjax.weights import orbax, orbax_write, safetensors
@@ -105,12 +80,9 @@ def convert(args: Convert) -> int:
         source = in_turn(lambda: open_model(args.src, cache, "--src"))
         check_tensors(source)
     size = size_of(source)
-    in_turn(
-        lambda: _check_space(
-            args, sum(safetensors.size_as(source, name, args.dtype) for name in source.tensors)
-        )
-    )
     target = location(args.dst)
+    need = sum(safetensors.size_as(source, name, args.dtype) for name in source.tensors)
+    in_turn(lambda: check_space(target, need, f"--dst={args.dst}"))
     started = time.monotonic()
     with phase("converting (GB)", math.ceil(size / 1e9)) as update:
         read = watched(source, update)

@@ -6,11 +6,13 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+from alignjax.progress import gigabytes
 
 
 def is_remote(path) -> bool:
@@ -29,6 +31,31 @@ def location(path: str) -> Path:
     from etils import epath
 
     return epath.Path(path)
+
+
+def check_absent(path: str, key: str, sources: Sequence[str]) -> None:
+    """Refuses a directory to be written that is there, unless it is empty; `key` is the user's."""
+    target = location(path)
+    if not target.exists():
+        return
+    if target.resolve() in (Path(source).resolve() for source in sources):
+        raise ValueError(f"{key}={path}: it is the source; name another directory.")
+    if not target.is_dir() or any(target.iterdir()):
+        raise ValueError(f"{key}={path}: it is there already; delete it, or name another one.")
+
+
+def check_space(target: Path, need: int, said: str) -> None:
+    """Refuses, before anything is written, a disk that has too little room for `need` bytes."""
+    if is_remote(target):
+        return
+    parent = target.absolute().parent
+    there = next(path for path in (parent, *parent.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < need:
+        raise ValueError(
+            f"{said}: it needs {gigabytes(need)}, and {gigabytes(free)} are free; free some space, "
+            "or name another disk."
+        )
 
 
 @contextmanager

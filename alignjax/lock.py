@@ -19,8 +19,8 @@ SETTLE_SECONDS = 2  # between writing a claim on an object store and reading who
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Holds a run directory for the block.
+def held(directory: Path, key: str = "--run_dir") -> Iterator[None]:
+    """Holds a run directory for the block; `key` is what a user named it by.
 
     On a disk by `flock`, which the kernel lets go of when the process dies, however it dies. An
     object store has no locks: there a heartbeat is written each 30 seconds, and a run that has
@@ -29,19 +29,19 @@ def held(directory: Path) -> Iterator[None]:
     Raises ValueError with the owner's host and process id where another run holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with _beating(directory) if is_remote(directory) else _locked(directory):
+    with _beating(directory) if is_remote(directory) else _locked(directory, key):
         yield
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Path, key: str) -> Iterator[None]:
     with (directory / ".lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             owner = file.read()
-            raise ValueError(_refusal(directory, json.loads(owner) if owner else {})) from None
+            raise ValueError(_refusal(directory, json.loads(owner) if owner else {}, key)) from None
         file.truncate(0)
         file.write(json.dumps(_me()))
         file.flush()
@@ -54,7 +54,7 @@ def _beating(directory: Path) -> Iterator[None]:
     owner = json.loads(file.read_text()) if file.exists() else None
     if owner and time.time() - owner["beat"] < DEAD_SECONDS:
         more = f"; if it is dead, wait {DEAD_SECONDS} seconds from its last sign of life"
-        raise ValueError(_refusal(directory, owner, more))
+        raise ValueError(_refusal(directory, owner, f"--run_dir{more}"))
     ended = threading.Event()
 
     def beat() -> None:
@@ -68,7 +68,7 @@ def _beating(directory: Path) -> Iterator[None]:
     time.sleep(SETTLE_SECONDS)
     owner = json.loads(file.read_text())
     if owner["run"] != me["run"]:
-        raise ValueError(_refusal(directory, owner))
+        raise ValueError(_refusal(directory, owner, "--run_dir"))
     thread = threading.Thread(target=beat_on, daemon=True)
     thread.start()
     try:
@@ -88,11 +88,10 @@ def _me() -> dict:
     }
 
 
-def _refusal(directory: Path, owner: dict, more: str = "") -> str:
+def _refusal(directory: Path, owner: dict, key: str) -> str:
     who = (
         "process {pid} on {host}, since {since}".format(**owner) if owner else "it did not say who"
     )
     return (
-        f"{directory}: another run is writing here ({who}); stop that one, or choose another "
-        f"--run_dir{more}."
+        f"{directory}: another run is writing here ({who}); stop that one, or choose another {key}."
     )

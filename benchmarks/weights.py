@@ -134,9 +134,9 @@ def timed(command: list[str]) -> dict:
     return {"seconds": time.monotonic() - started}
 
 
-def child(step: str, *arguments) -> dict:
-    """Runs a step of this file in a process; its time with all that starting takes, and memory."""
-    return _run([_command(step, *arguments)], [_environment(DEVICES)])[0]
+def child(step: str, *arguments, script: str = __file__) -> dict:
+    """Runs a script's step in a process; its time with all that starting takes, and memory."""
+    return _run([_command(step, *arguments, script=script)], [_environment(DEVICES)])[0]
 
 
 def children(step: str, *arguments) -> list[dict]:
@@ -156,8 +156,8 @@ def children(step: str, *arguments) -> list[dict]:
     return _run([_command(step, *arguments)] * PROCESSES, environments)
 
 
-def _command(step: str, *arguments) -> list[str]:
-    return [sys.executable, __file__, "step", step, *map(str, arguments)]
+def _command(step: str, *arguments, script: str = __file__) -> list[str]:
+    return [sys.executable, script, "step", step, *map(str, arguments)]
 
 
 def _environment(devices: int) -> dict[str, str]:

@@ -54,7 +54,7 @@ def test_a_chunk_of_a_large_tensor(shape, rows):
 def test_slabs_are_whole_chunks_and_cover_each_tensor_once(monkeypatch):
     monkeypatch.setattr(orbax_write, "SLAB", 1 << 10)
     for rows, step in ((3, 15), (9, 9), (40, 40)):  # five chunks make a slab, one, less than one
-        target = orbax_write._Target(["a", "b"], (2, 41, 32), BF16, rows)
+        target = orbax_write.Target(["a", "b"], (2, 41, 32), BF16, rows)
         slabs = list(orbax_write._slabs({"blocks.q": target}))
         for layer in (0, 1):
             parts = [index[0] for _, at, index in slabs if at == layer]

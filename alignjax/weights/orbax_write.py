@@ -24,7 +24,7 @@ _CHUNKS = 8  # of a tensor
 _SMALLEST, _LARGEST = 1 << 22, 1 << 25  # bytes of a chunk, unless a tensor or a row says otherwise
 
 
-class _Target(NamedTuple):
+class Target(NamedTuple):
     """An array to be written."""
 
     names: list[str]  # tensors of which it is made
@@ -40,24 +40,18 @@ def write_model(source: Source, target: Path, dtype: str) -> Path:
     and their own dtypes are noted in the checkpoint's metadata. While one slab is written the next
     one is read; several processes share the slabs out.
     """
-    targets = _targets(source, dtype)
-    mixed = {
-        name: stored_dtype(source, name, dtype).name
-        for one in targets.values()
-        for name in one.names
-        if stored_dtype(source, name, dtype) != one.dtype
-    }
+    targets = targets_of(source, dtype)
     with shared_directory(target) as directory:
         weights = (directory / "weights").absolute()
-        _write_metadata(weights, targets, mixed)
-        at_once(lambda: _create_arrays(weights, targets) if is_first() else None)
+        write_metadata(weights, source, targets, dtype)
+        at_once(lambda: create_arrays(weights, targets) if is_first() else None)
         at_once(lambda: _write_arrays(source, weights, targets, dtype))
         if is_first():
             write_companions(source, directory, dtype)
     return target
 
 
-def _targets(source: Source, dtype: str) -> dict[str, _Target]:
+def targets_of(source: Source, dtype: str) -> dict[str, Target]:
     config = decoder_config(source)
     targets = {}
     for leaf, shape in leaf_shapes(config).items():
@@ -65,7 +59,7 @@ def _targets(source: Source, dtype: str) -> dict[str, _Target]:
         kinds = {stored_dtype(source, name, dtype) for name in names}
         kind = kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
         rows = _chunk_rows(shape[is_stacked(leaf) :], kind.itemsize)
-        targets[leaf] = _Target(names, shape, kind, rows)
+        targets[leaf] = Target(names, shape, kind, rows)
     return targets
 
 
@@ -76,17 +70,26 @@ def _chunk_rows(shape: tuple[int, ...], itemsize: int) -> int:
     return min(rows, max(_LARGEST // row, 1), shape[0])
 
 
-def _write_metadata(path: Path, leaves, own_dtypes: dict[str, str]) -> None:
-    """Lets Orbax write a checkpoint of these leaves, each of a single number for now."""
+def write_metadata(path: Path, source: Source, targets: dict[str, Target], dtype: str) -> None:
+    """Lets Orbax write a checkpoint of these leaves, each of a single number for now.
+
+    Every process has to call it.
+    """
     import orbax.checkpoint as ocp
 
+    own_dtypes = {
+        name: stored_dtype(source, name, dtype).name
+        for one in targets.values()
+        for name in one.names
+        if stored_dtype(source, name, dtype) != one.dtype
+    }
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)  # a file a chunk: any process writes it
     with ocp.Checkpointer(handler) as checkpointer:
-        args = ocp.args.PyTreeSave({leaf: np.zeros(1, np.float32) for leaf in leaves})
+        args = ocp.args.PyTreeSave({leaf: np.zeros(1, np.float32) for leaf in targets})
         checkpointer.save(path, args=args, custom_metadata={"dtypes": own_dtypes})
 
 
-def _create_arrays(path: Path, targets: dict[str, _Target]) -> None:
+def create_arrays(path: Path, targets: dict[str, Target]) -> None:
     """Puts arrays of their true shape, without a chunk yet, in place of those that Orbax wrote."""
     import tensorstore as ts
 
@@ -104,7 +107,7 @@ def _create_arrays(path: Path, targets: dict[str, _Target]) -> None:
         ).result()
 
 
-def _write_arrays(source: Source, path: Path, targets: dict[str, _Target], dtype: str) -> None:
+def _write_arrays(source: Source, path: Path, targets: dict[str, Target], dtype: str) -> None:
     """Writes the chunks that fall to this process, while the slab after them is read.
 
     A chunk of zarr that is not compressed is a file of its rows as they lie. tensorstore would take
@@ -127,7 +130,7 @@ def _write_arrays(source: Source, path: Path, targets: dict[str, _Target], dtype
             write_file(path / leaf / name, [chunk, missing])  # the last chunk is as long as others
 
 
-def _slabs(targets: dict[str, _Target]) -> Iterator[tuple[str, int, tuple[slice, ...]]]:
+def _slabs(targets: dict[str, Target]) -> Iterator[tuple[str, int, tuple[slice, ...]]]:
     """Leaf, layer and rows of what is read and written at once: whole chunks."""
     for leaf, one in targets.items():
         shape = one.shape[is_stacked(leaf) :]

@@ -141,7 +141,7 @@ def export(
         for layer, name in enumerate(tensor_names(leaf, model.config.layers)):
             place[name] = array, (layer if is_stacked(leaf) else ...)
     source = replace(source, tensors={name: source.tensors[name] for name in place})
-    files = _files(source, dtype, shard_bytes)
+    files = files_of(source, dtype, shard_bytes)
 
     def whole(name: str) -> np.ndarray:
         array, layer = place[name]
@@ -154,8 +154,8 @@ def export(
     with whole_directory(target, replace=True) as directory:
         for file, names in files.items():
             parts = (as_stored(source, name, whole(name), dtype) for name in names)
-            write_file(directory / file, chain([_header(source, names, dtype)], parts))
-        _write_beside(source, directory, files, dtype, beside)
+            write_file(directory / file, chain([header_for(source, names, dtype)], parts))
+        write_beside(source, directory, files, dtype, beside)
     return target
 
 
@@ -166,7 +166,7 @@ def write_directory(
 
     While one slab is written the next one is read. Several processes share the files out.
     """
-    files = _files(source, dtype, shard_bytes)
+    files = files_of(source, dtype, shard_bytes)
 
     def parts(names: list[str]) -> Iterator[Callable[[], np.ndarray]]:
         for name in names:
@@ -176,13 +176,13 @@ def write_directory(
 
     def write(directory: Path) -> None:
         for file in share(list(files)):
-            header = _header(source, files[file], dtype)
+            header = header_for(source, files[file], dtype)
             write_file(directory / file, chain([header], ahead(parts(files[file]))))
 
     with shared_directory(target) as directory:
         at_once(lambda: write(directory))
         if is_first():
-            _write_beside(source, directory, files, dtype, beside)
+            write_beside(source, directory, files, dtype, beside)
     return target
 
 
@@ -217,7 +217,7 @@ def as_stored(source: Source, name: str, array: np.ndarray, dtype: str) -> np.nd
     return cast
 
 
-def _files(source: Source, dtype: str, shard_bytes: int) -> dict[str, list[str]]:
+def files_of(source: Source, dtype: str, shard_bytes: int) -> dict[str, list[str]]:
     """File -> tensors in it, together at most `shard_bytes`, or a larger one alone."""
     shards, size = [[]], 0
     for name in source.tensors:
@@ -240,13 +240,13 @@ def size_as(source: Source, name: str, dtype: str) -> int:
     return math.prod(source.tensors[name].shape) * stored_dtype(source, name, dtype).itemsize
 
 
-def _header(source: Source, names: list[str], dtype: str) -> bytes:
+def header_for(source: Source, names: list[str], dtype: str) -> bytes:
     return header_of(
         {name: (source.tensors[name].shape, stored_dtype(source, name, dtype)) for name in names}
     )
 
 
-def _write_beside(
+def write_beside(
     source: Source, directory: Path, files: dict, dtype: str, beside: dict[str, str] | None
 ) -> None:
     """Writes what lies beside the tensors' files: index, config, tokenizer and more."""

@@ -21,7 +21,7 @@ DTYPES = {
 
 # Bytes written at a time. For more, Linux looks for large free pages to keep them in: measured on
 # 6.18 with ext4, writes of 8 MiB took eight times as long as those of 256 KiB.
-_WRITE = 1 << 18
+WRITE = 1 << 18
 
 
 class Held(NamedTuple):
@@ -135,7 +135,7 @@ def write_file(file: Path, parts: Iterable[np.ndarray | bytes]) -> None:
     try:
         opened = file.open("wb", buffering=0)
     except OSError as error:
-        raise _unwritten(file, error) from None
+        raise unwritten(file, error) from None
     with opened:
         for part in parts:
             # An array's buffer may lie in another order.
@@ -143,10 +143,11 @@ def write_file(file: Path, parts: Iterable[np.ndarray | bytes]) -> None:
             content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             while len(content):
                 try:
-                    content = content[opened.write(content[:_WRITE]) :]
+                    content = content[opened.write(content[:WRITE]) :]
                 except OSError as error:
-                    raise _unwritten(file, error) from None
+                    raise unwritten(file, error) from None
 
 
-def _unwritten(file: Path, error: OSError) -> ValueError:
+def unwritten(file: Path, error: OSError) -> ValueError:
+    """What to tell a user of a file that the disk does not take."""
     return ValueError(f"{file}: the file could not be written ({error.strerror}); see to the disk.")

@@ -1,0 +1,1 @@
+"""What `alignjax.expo` does: theta + alpha (theta - theta_sft) over whole models."""

@@ -1,0 +1,100 @@
+"""Writing extrapolated models: each slice of both sides is read once, for all alphas."""
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from alignjax.extrapolation.arithmetic import Room, extrapolated
+from alignjax.extrapolation.pair import Pair, Rows
+from alignjax.weights.layout import Part
+from alignjax.weights.safetensors import as_stored, stored_dtype
+from alignjax.weights.source import Source
+
+
+@dataclass(frozen=True)
+class Work:
+    """Makes the rows of every output out of those of both sides; for several threads."""
+
+    pair: Pair
+    alphas: list[Mapping[str, float]]  # of each output, by tensor
+    dtype: str  # of the outputs, "source" for the strong side's own
+    rooms: threading.local
+
+    def __call__(self, part: Part) -> list[np.ndarray]:
+        """A part's rows for each output. An alpha of 0 or -1 takes the source's own bytes."""
+        alphas = [of.get(part.name, 0.0) for of in self.alphas]
+        rows = self.pair.read(part.name, part.index, any(alphas))
+        moving = sorted({alpha for alpha in alphas if alpha not in (0.0, -1.0)})
+        found = dict(zip(moving, self._moved(part, rows, moving), strict=True))
+        kept = self.pair.kept_in(part.name, part.index)
+        own = as_stored(self.pair.strong, part.name, rows.strong, self.dtype)
+        result = []
+        for alpha in alphas:
+            if alpha == 0.0:
+                result.append(own)
+                continue
+            moved = self._weak(part, rows, own) if alpha == -1.0 else found[alpha]
+            if len(kept) or len(moved) < len(own):
+                moved = np.concatenate([moved, own[len(moved) :]])
+                moved[kept] = own[kept]
+            result.append(moved)
+        return [one.astype(part.kind, copy=False) for one in result]
+
+    def _weak(self, part: Part, rows: Rows, own: np.ndarray) -> np.ndarray:
+        name = self.pair.weak_name(part.name)
+        return as_stored(self.pair.weak, name, rows.weak, own.dtype.name)
+
+    def _moved(self, part: Part, rows: Rows, alphas: list[float]) -> list[np.ndarray]:
+        if not alphas:
+            return []
+        if not hasattr(self.rooms, "room"):
+            self.rooms.room = Room()
+        strong = rows.strong[: len(rows.weak)]
+        kind = stored_dtype(self.pair.strong, part.name, self.dtype)
+        found = extrapolated(strong, rows.weak, alphas, kind, self.rooms.room)
+        if kind == np.float16:
+            self._check_range(part.name, strong, rows.weak, found)
+        return found
+
+    def _check_range(self, name: str, strong, weak, found: list[np.ndarray]) -> None:
+        """float16 ends at 65,504, which an extrapolation may pass."""
+        if not np.isfinite(strong).all() or not np.isfinite(weak).all():
+            return
+        if any(np.isinf(one).any() for one in found):
+            raise ValueError(
+                f"{self.pair.strong.path}: {name} extrapolated is more than float16 can hold; "
+                "write it as bfloat16 or float32."
+            )
+
+
+def fingerprint(side: Source) -> dict:
+    """What tells a side from another one, without reading its weights."""
+    files = sorted({stored.file for stored in side.tensors.values()})
+    stats = {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    return {"path": str(side.path), "config": side.config, "files": stats}
+
+
+def card(settings: dict, alpha: str) -> dict[str, str]:
+    """README.md of an output, as file name -> text."""
+    text = "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "tags: [alignjax]",
+            "---",
+            "",
+            f"# theta + {alpha} (theta - theta_sft)",
+            "",
+            "Weights extrapolated by ExPO (arXiv 2404.16792) with alignjax, not trained. The "
+            "licenses of both models apply.",
+            "",
+            "```json",
+            json.dumps(settings, indent=2),
+            "```",
+            "",
+        ]
+    )
+    return {"README.md": text}

@@ -1,0 +1,235 @@
+"""Time and memory of `alignjax.expo`: `python benchmarks/expo.py [--peers=PYTHON] [--json=FILE]`.
+
+For each size it makes two random Llamas of bfloat16 in shards of 1 GB and measures, each in a
+process of its own and with both models in the system's file cache: `cat` of both and `cp` of one,
+which are the floor; one alpha; three alphas in one pass. `--peers` names a Python with mergekit
+0.1.5, and measures it and the paper's own route next to them, how many elements each rounds
+wrongly, and how far mergekit's float32 results differ. Needs Linux, and 40 GB of disk for 3e9.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from weights import ROOT, child, private_bytes, settle, timed
+
+ALPHA, ALPHAS = "0.3", "0.1,0.2,0.3"
+SAMPLE = 1 << 21  # elements of a tensor that are compared, at most
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Measures extrapolation."""
+
+    params: tuple[float, ...] = (0.56e9, 1.57e9, 3e9)  # parameters, about
+    peers: str = ""  # Python with mergekit 0.1.5, torch and transformers; empty: not measured
+    scratch: str = ""  # directory for the files, deleted at the end; empty: the system's
+    rounds: int = 1  # how often everything is measured; the least times count
+    json: str = ""  # file for the numbers
+
+
+def main() -> None:
+    import tyro
+
+    settings = tyro.cli(Settings, config=(tyro.conf.FlagCreatePairsOff,))
+    rows = []
+    for params in settings.params:
+        with tempfile.TemporaryDirectory(dir=settings.scratch or None) as scratch:
+            found = measure(params, settings, Path(scratch))
+        rows.append(found)
+        print(table(found), flush=True)
+    if settings.json:
+        Path(settings.json).write_text(json.dumps(rows, indent=2))
+
+
+def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]:
+    """Step -> seconds from the start of the process to its end, of processors, and memory."""
+    weak, strong, out = (scratch / name for name in ("weak", "strong", "out"))
+    child("make", weak, str(params), script=__file__)
+    child("near", weak, strong, script=__file__)
+    sides, one = (weak, strong), sorted(map(str, strong.glob("*.safetensors")))
+    files = [*map(str, sorted(weak.glob("*.safetensors"))), *one]
+    size = sum(os.path.getsize(file) for file in one)
+    ours = [sys.executable, "-m", "alignjax.expo", f"--weak={weak}", f"--strong={strong}"]
+    ours += [f"--out={out}", "--shard-bytes=1000000000"]
+    steps = {
+        "cat both": ["cat", *files],
+        "cp one": ["sh", "-c", 'mkdir -p "$0" && exec cp "$@"', str(out), *one, str(out)],
+        "alignjax, 1 alpha": [*ours, f"--alpha={ALPHA}"],
+        "alignjax, 3 alphas": [*ours, f"--alpha={ALPHAS}"],
+    }
+    if settings.peers:
+        recipe = scratch / "recipe.yml"
+        recipe.write_text(json.dumps(mergekit(weak, strong, "bfloat16")))
+        steps["mergekit"] = _mergekit(settings.peers, recipe, out)
+        peer = str(Path(__file__).with_name("expo_peer.py"))
+        steps["the paper's route"] = [settings.peers, peer, str(weak), str(strong), ALPHA, str(out)]
+    found = {"size": {"bytes": size, "params": params}}
+    for _ in range(settings.rounds):
+        for name, command in steps.items():
+            _warm(sides)
+            now = watched(command)
+            if name not in ("cat both", "cp one", "alignjax, 3 alphas"):
+                now["misrounded"] = child("misrounded", *sides, out, script=__file__)["share"]
+            print(name, now, flush=True)
+            least = min(now["seconds"], found.get(name, now)["seconds"])
+            found[name] = now | {"seconds": least}
+            shutil.rmtree(out, ignore_errors=True)
+    if settings.peers:
+        found["size"]["agreement"] = agreement(settings.peers, ours, sides, out, scratch)
+    return found
+
+
+def mergekit(weak: Path, strong: Path, dtype: str) -> dict:
+    """Its recipe of theta_sft + (1 + alpha) (theta - theta_sft)."""
+    weight = 1 + float(ALPHA)
+    return {
+        "merge_method": "task_arithmetic",
+        "base_model": str(weak),
+        "models": [{"model": str(strong), "parameters": {"weight": weight}}],
+        "dtype": dtype,
+    }
+
+
+def _mergekit(python: str, recipe: Path, out: Path) -> list[str]:
+    command = str(Path(python).with_name("mergekit-yaml"))
+    return [command, str(recipe), str(out), "--lazy-unpickle", "--out-shard-size", "1B"]
+
+
+def agreement(python: str, ours: list[str], sides: tuple, out: Path, scratch: Path) -> float:
+    """Largest difference from mergekit's float32 results, in 2^-22 max(|theta|, |theta_sft|)."""
+    recipe, theirs = scratch / "recipe32.yml", scratch / "theirs"
+    recipe.write_text(json.dumps(mergekit(*sides, "float32")))
+    watched(_mergekit(python, recipe, theirs))
+    watched([*ours, f"--alpha={ALPHA}", "--dtype=float32"])
+    return child("agree", *sides, out, theirs, script=__file__)["largest"]
+
+
+def _warm(sides: tuple[Path, ...]) -> None:
+    for side in sides:
+        settle(side, cold=False)
+    for side in sides:  # settling may have emptied the other one's cache
+        timed(["cat", *map(str, side.glob("*.safetensors"))])
+
+
+def watched(command: list[str]) -> dict:
+    """Runs a command; its seconds, those of processors, and the most private memory it held."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+    started, peak, before = time.monotonic(), 0, os.times()
+    with tempfile.TemporaryFile() as log:
+        running = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        while running.poll() is None:
+            peak = max(peak, private_bytes(running.pid))
+            time.sleep(0.02)
+        seconds = time.monotonic() - started
+        if running.returncode:
+            log.seek(0)
+            raise SystemExit(f"{command}: {log.read().decode()}")
+    after = os.times()
+    used = sum(getattr(after, n) - getattr(before, n) for n in ("children_user", "children_system"))
+    return {"seconds": seconds, "cpu": used, "private": peak}
+
+
+def table(found: dict[str, dict]) -> str:
+    size = found["size"]["bytes"]
+    read, write = (found[name]["seconds"] for name in ("cat both", "cp one"))
+    lines = [
+        f"{size / 2e9:.2f} billion parameters, {size / 1e9:.2f} GB each side",
+        f"{'':20}{'s':>8}{'of the floor':>14}{'CPU s':>8}{'private MB':>12}{'misrounded':>12}",
+    ]
+    for name, one in found.items():
+        if name == "size":
+            continue
+        floor = read + (3 if "3 alphas" in name else 1) * write
+        line = f"{name:20}{one['seconds']:8.2f}{one['seconds'] / floor:14.2f}"
+        line += f"{one['cpu']:8.2f}{one['private'] / 1e6:12.0f}"
+        lines.append(line + (f"{one['misrounded']:12.5%}" if "misrounded" in one else ""))
+    if "agreement" in found["size"]:
+        lines.append(
+            "largest difference from mergekit in float32: "
+            f"{found['size']['agreement']:.3f} x 2^-22 max(|theta|, |theta_sft|)"
+        )
+    return "\n".join(lines) + "\n"
+
+
+# What the processes do.
+
+
+def step(name: str, *arguments: str) -> None:
+    from weights import make
+
+    work = {"make": make, "near": near, "misrounded": misrounded, "agree": agree}[name]
+    report = {"idle": 0} | (work(*arguments) or {})
+    Path(os.environ["REPORT"]).write_text(json.dumps(report))
+
+
+def near(weak: str, strong: str) -> None:
+    """A second model, whose weights differ from those of the first one by up to 2 %."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from alignjax.weights.safetensors import open_directory, write_directory
+
+    source, rng = open_directory(Path(weak)), np.random.default_rng(1)
+
+    def read(name: str, index: tuple) -> np.ndarray:
+        part = source.read(name, index)
+        noise = np.frombuffer(rng.bytes(part.size), np.int8).reshape(part.shape)
+        factors = np.float32(1) + np.float32(0.02 / 128) * noise.astype(np.float32)
+        return (part.astype(np.float32) * factors).astype(part.dtype)
+
+    write_directory(replace(source, read=read), Path(strong), "source", 10**9)
+
+
+def _read(directories: list[str]):
+    """The same slices of several models, as float64."""
+    import numpy as np
+
+    from alignjax.weights.safetensors import open_directory
+
+    sides = [open_directory(Path(one)) for one in directories]
+    for name, stored in sides[0].tensors.items():
+        rows = max(SAMPLE // (np.prod(stored.shape[1:], dtype=int) or 1), 1)
+        index = (
+            slice(0, min(int(rows), stored.shape[0])),
+            *(slice(None) for _ in stored.shape[1:]),
+        )
+        yield [side.read(name, index).astype(np.float64) for side in sides]
+
+
+def misrounded(*directories: str) -> dict:
+    """Share of elements that are not the float64 result rounded once to bfloat16, ties to even."""
+    import numpy as np
+
+    wrong = count = 0
+    for weak, strong, found in _read(list(directories)):
+        mantissa, exponent = np.frexp(strong + float(ALPHA) * (strong - weak))
+        expected = np.ldexp(np.rint(np.ldexp(mantissa, 8)), exponent - 8)
+        wrong += np.count_nonzero(found != expected)
+        count += found.size
+    return {"share": wrong / count}
+
+
+def agree(*directories: str) -> dict:
+    import numpy as np
+
+    largest = 0.0
+    for weak, strong, ours, theirs in _read(list(directories)):
+        scale = 2.0**-22 * np.maximum(np.abs(strong), np.abs(weak))
+        largest = max(largest, float(np.max(np.abs(ours - theirs) / scale)))
+    return {"largest": largest}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["step"]:
+        step(*sys.argv[2:])
+    else:
+        main()

@@ -1,0 +1,82 @@
+"""theta + alpha (theta - theta_sft) of slices: how it rounds, for every pair of dtypes."""
+
+import numpy as np
+import pytest
+from conftest import BF16
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from alignjax.extrapolation.arithmetic import PIECE, Room, extrapolated
+
+DTYPES = [np.dtype(np.float32), BF16, np.dtype(np.float16)]
+
+
+def rounded(numbers: np.ndarray) -> np.ndarray:
+    """float64 to bfloat16's numbers in one step, ties to even; none is subnormal or too large."""
+    mantissa, exponent = np.frexp(numbers)
+    return np.ldexp(np.rint(np.ldexp(mantissa, 8)), exponent - 8)
+
+
+def pair(rng, size: int, kind) -> tuple[np.ndarray, np.ndarray]:
+    theta = rng.standard_normal(size) * 0.02
+    return theta.astype(np.float32).astype(kind), (theta + 5e-4 * rng.standard_normal(size)).astype(
+        np.float32
+    ).astype(kind)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5, 2.0, -0.25])
+def test_few_bfloat16_results_are_not_the_float64_ones_rounded_once(alpha):
+    strong, weak = pair(np.random.default_rng(0), 1 << 20, BF16)
+    (found,) = extrapolated(strong, weak, [alpha], BF16, Room())
+    one, other = strong.astype(np.float64), weak.astype(np.float64)
+    expected = rounded(one + alpha * (one - other))
+    assert np.mean(found.astype(np.float64) != expected) <= 2e-5
+    assert np.mean(found != strong) > 0.2
+
+
+@pytest.mark.parametrize("kind", DTYPES, ids=str)
+@pytest.mark.parametrize("weak_kind", DTYPES, ids=str)
+@pytest.mark.parametrize("strong_kind", DTYPES, ids=str)
+def test_every_pair_of_dtypes_is_numpys_float32_cast_once(strong_kind, weak_kind, kind):
+    rng = np.random.default_rng(1)
+    strong, weak = pair(rng, 2 * PIECE + 7, strong_kind)[0], pair(rng, 2 * PIECE + 7, weak_kind)[0]
+    theta, delta = strong.astype(np.float32), strong.astype(np.float32) - weak.astype(np.float32)
+    alphas = [0.3, -0.5, 4.0]
+    found = extrapolated(strong, weak, alphas, kind, Room())
+    for alpha, one in zip(alphas, found, strict=True):
+        expected = (theta + np.float32(alpha) * delta).astype(kind)
+        assert one.dtype == kind and one.tobytes() == expected.tobytes()
+
+
+def bits(kind, size):
+    return arrays.arrays(kind, size, elements=st.integers(0, np.iinfo(kind).max))
+
+
+@settings(max_examples=200, deadline=None)
+@given(strong=bits(np.uint16, 64), weak=bits(np.uint16, 64))
+def test_any_bits_of_bfloat16_round_as_ml_dtypes_rounds(strong, weak):
+    check_any(strong.view(BF16), weak.view(BF16))
+
+
+@settings(max_examples=200, deadline=None)
+@given(strong=bits(np.uint32, 64), weak=bits(np.uint32, 64))
+def test_any_bits_of_float32_round_as_ml_dtypes_rounds(strong, weak):
+    check_any(strong.view(np.float32), weak.view(np.float32))
+
+
+def check_any(strong, weak):
+    (found,) = extrapolated(strong, weak, [0.3], BF16, Room())
+    with np.errstate(all="ignore"):
+        theta = strong.astype(np.float32)
+        expected = theta + np.float32(0.3) * (theta - weak.astype(np.float32))
+        expected = expected.astype(BF16)
+    same = found.view(np.uint16) == expected.view(np.uint16)
+    assert np.all(same | (np.isnan(found) & np.isnan(expected)))
+
+
+def test_a_nan_of_many_bits_stays_one():
+    """Rounding its bits up would carry into the sign and leave -0."""
+    strong = np.full(4, 0x7FFFFFFF, np.uint32).view(np.float32)
+    (found,) = extrapolated(strong, np.zeros(4, np.float32), [0.3], BF16, Room())
+    assert np.isnan(found.astype(np.float32)).all()

@@ -1,0 +1,238 @@
+"""Killed and started again, in several processes, and on a disk that fills up."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+from conftest import tiny_config
+from expomodels import bytes_in, expected, run
+from expomodels import write_pair as write
+from running import environment, finish, start
+
+from alignjax import command, convert, lock
+from alignjax.weights import layout, stream
+from alignjax.weights.safetensors import open_directory
+
+BIG = tiny_config(tied=False, vocab_size=40_000)  # its tables are of several parts
+
+
+def line(root, *arguments: str, alpha: str = "0.3") -> list[str]:
+    sides = [f"--{side}={root / side}" for side in ("weak", "strong")]
+    out = [f"--out={root / 'out'}", f"--alpha={alpha}"]
+    return [sys.executable, "-m", "alignjax.expo", *sides, *out, *arguments]
+
+
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_every_byte_of_a_layout_belongs_to_one_part(tmp_path, to):
+    write(tmp_path, dtype="bfloat16")
+    source = open_directory(tmp_path / "strong")
+    plan = (
+        layout.hugging_face(source, "source", 20_000, 1000)
+        if to == "hf"
+        else layout.orbax(source, "source", 1000)
+    )
+    spans = {}
+    for part in plan.parts:
+        assert part.size <= 1000
+        spans.setdefault(part.file, []).append((part.start, part.start + part.size))
+    assert set(spans) == set(plan.sizes)
+    for file, found in spans.items():
+        at = len(plan.heads.get(file, b""))
+        for first, last in sorted(found):
+            assert first == at
+            at = last
+        assert at == plan.sizes[file]
+
+
+def test_processes_share_the_bytes_out(monkeypatch, tmp_path):
+    write(tmp_path, BIG)
+    parts = layout.hugging_face(open_directory(tmp_path / "weak"), "source", 10**9, 1 << 16).parts
+    monkeypatch.setattr(stream.jax, "process_count", lambda: 4)
+    shares = []
+    for number in range(4):
+        monkeypatch.setattr(stream.jax, "process_index", lambda number=number: number)
+        shares.append(stream.mine(parts))
+    assert [part for share in shares for part in share] == parts
+    sizes = [sum(part.size for part in share) for share in shares]
+    assert max(sizes) - min(sizes) <= 2 << 16
+
+
+class Killed(BaseException):
+    """What no `except` of the library's takes for a mistake, as a kill."""
+
+
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_killed_after_any_part_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch, to):
+    write(tmp_path)
+    whole = run(tmp_path, f"--out={tmp_path / 'whole'}", f"--to={to}", alpha="0.3,-1")
+    original, written, limit = stream.write_part, [], [0]
+
+    def write_part(*arguments):
+        if len(written) == limit[0]:
+            raise Killed
+        written.append(arguments)
+        original(*arguments)
+
+    monkeypatch.setattr(stream, "write_part", write_part)
+    monkeypatch.setattr(stream, "WORKERS", 1)
+    for limit[0] in (1, 21, 31):  # each of the 30 parts is written to both outputs
+        written.clear()
+        with pytest.raises(Killed):
+            run(tmp_path, f"--to={to}", alpha="0.3,-1")
+        assert not (tmp_path / "out").exists()
+    written.clear()
+    limit[0] = -1
+    out = run(tmp_path, f"--to={to}", alpha="0.3,-1")
+    assert len(written) == 2 * (30 - 0 - 10 - 15)
+    files = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(whole) for path in whole.rglob("*") if path.is_file()}
+    own = ("README.md", "_METADATA", "_CHECKPOINT_METADATA", "commit_success.txt")  # paths, times
+    for name in files:
+        if name.name not in own:
+            assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_other_work_or_another_start_of_the_machine_begins_anew(tmp_path, monkeypatch):
+    write(tmp_path)
+    original = stream.write_part
+
+    def write_part(*arguments):
+        if arguments[2].name == "model.norm.weight":
+            raise Killed
+        original(*arguments)
+
+    written = []
+
+    def noting(*arguments):
+        written.append(arguments)
+        original(*arguments)
+
+    for how in ("alpha", "boot", "source"):
+        monkeypatch.setattr(stream, "write_part", write_part)
+        with pytest.raises(Killed):
+            run(tmp_path)
+        note = tmp_path / ".out.unfinished/done-0"
+        assert int(note.read_text().split()[1]) > 0
+        written.clear()
+        monkeypatch.setattr(stream, "write_part", noting)
+        alpha = "0.5" if how == "alpha" else "0.3"
+        if how == "boot":
+            note.write_text("another " + note.read_text().split()[1])
+        if how == "source":
+            for file in (tmp_path / "weak").glob("*.safetensors"):
+                os.utime(file, ns=(1, 1))
+        out = run(tmp_path, alpha=alpha)
+        assert len(written) == 30
+        assert bytes_in(out) == expected(tmp_path, float(alpha))
+        shutil.rmtree(out)
+
+
+@pytest.mark.slow
+def test_sigkill_and_the_same_command_again(tmp_path):
+    write(tmp_path, BIG)
+    env = environment(tmp_path / "cache")
+    for wait in (0.0, 0.05, 0.1):
+        (running,) = start(line(tmp_path, alpha="0.3,2"), env, 1, tmp_path / "logs")
+        note = tmp_path / ".out.unfinished/done-0"
+        end = time.monotonic() + 60
+        while not note.exists() and running.process.poll() is None and time.monotonic() < end:
+            time.sleep(0.001)
+        time.sleep(wait)
+        running.process.send_signal(signal.SIGKILL)
+        running.process.wait()
+    codes, outputs = finish(start(line(tmp_path, alpha="0.3,2"), env, 1, tmp_path / "logs"))
+    there = (tmp_path / "out").exists()
+    assert there and (codes == [0] or "it is there already" in outputs[0]), outputs
+    for alpha in ("0.3", "2"):
+        assert bytes_in(tmp_path / f"out/alpha_{alpha}") == expected(tmp_path, float(alpha))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_four_processes_write_the_same_and_each_reads_its_quarter(tmp_path, to):
+    write(tmp_path, BIG)
+    env = environment(tmp_path / "cache")
+    codes, outputs = finish(start(line(tmp_path, f"--to={to}"), env, 4, tmp_path / "logs"))
+    assert codes == [0] * 4, "\n".join(outputs)
+    assert "wrote" in outputs[0] and not any("wrote" in one for one in outputs[1:])
+    out = tmp_path / "out"
+    if to == "orbax":
+        arguments = [f"--src={out}", f"--dst={tmp_path / 'back'}"]
+        assert convert.convert(convert.parse(arguments)) == 0
+        out = tmp_path / "back"
+    assert bytes_in(out) == expected(tmp_path, 0.3)
+
+
+def refused(capsys, root) -> str:
+    """The sentence of an extrapolation that a disk refuses, which leaves nothing behind."""
+    assert command.run(lambda: run(root) and 0) == 2
+    assert sorted(path.name for path in root.iterdir()) == ["strong", "weak"]
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    return said.removeprefix("error: ").rstrip()
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    write(tmp_path)
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 30_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert refused(capsys, tmp_path) == (
+        f"--out={tmp_path}/out: it needs 0.1 MB, and 0.0 MB are free; free some space, or name "
+        "another disk."
+    )
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, monkeypatch, capsys):
+    write(tmp_path)
+    original = os.pwrite
+
+    def pwrite(opened, content, start):
+        if start > 50_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(opened, content, start)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    sentence = "the file could not be written (No space left on device); see to the disk."
+    place = f"{tmp_path}/.out.unfinished/result/model.safetensors"
+    assert refused(capsys, tmp_path) == f"{place}: {sentence}"
+    monkeypatch.undo()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        assert "(File too large)" in refused(capsys, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_side_that_breaks_off_leaves_nothing(tmp_path, capsys, monkeypatch):
+    write(tmp_path)
+    from alignjax.extrapolation import delta
+
+    original = delta.measure
+
+    def measure(*arguments):
+        file = tmp_path / "weak/model-00002-of-00002.safetensors"
+        found = original(*arguments)
+        os.truncate(file, file.stat().st_size // 2)
+        return found
+
+    monkeypatch.setattr(delta, "measure", measure)
+    assert " cannot be read (the file has become shorter); " in refused(capsys, tmp_path)
+
+
+def test_two_at_a_time_into_one_directory(tmp_path):
+    write(tmp_path)
+    with lock.held(tmp_path / ".out.unfinished"), pytest.raises(ValueError) as error:
+        run(tmp_path)
+    owner = json.loads((tmp_path / ".out.unfinished/.lock").read_text())
+    assert str(error.value) == (
+        f"{tmp_path}/.out.unfinished: another run is writing here (process {os.getpid()} on "
+        f"{owner['host']}, since {owner['since']}); stop that one, or choose another --out."
+    )
