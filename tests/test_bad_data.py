@@ -6,6 +6,8 @@ import json
 import pytest
 from refusals import rows
 
+pytestmark = pytest.mark.slow  # minutes
+
 GOOD = {"prompt": "one", "chosen": "two", "rejected": "three"}
 SKIP = " (--data.on_bad_row=skip goes on without such rows)."
 USER, ANSWER, OTHER = (

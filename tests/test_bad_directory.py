@@ -17,6 +17,8 @@ from running import arguments, environment, launch, metrics_of, untimed
 
 from alignjax import lock
 
+pytestmark = pytest.mark.slow  # minutes
+
 STEPS = ("--checkpoint.every=1", "--checkpoint.keep=9", "--log.eval-every=9")
 
 

@@ -10,6 +10,8 @@ from conftest import hf_config, tiny_config, write_model
 from refusals import LAYERS, ended, rows
 from safetensors.numpy import load_file, save_file
 
+pytestmark = pytest.mark.slow  # minutes
+
 
 @pytest.fixture
 def model(root, tmp_path):

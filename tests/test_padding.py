@@ -22,6 +22,8 @@ from alignjax.models import decoder
 from alignjax.sharding import place, to_host
 from alignjax.stages import Facts, stage_of
 
+pytestmark = pytest.mark.slow  # minutes
+
 F32 = Compute(dtype="float32", remat="none", vocab_chunk=32)
 LENGTHS = (5, 9, 14)  # few, since each is compiled
 RANKS = {

@@ -15,6 +15,8 @@ from oracle import SPECIAL, check_steps, run, write_byte_tokenizer
 
 from alignjax.data import chat
 
+pytestmark = pytest.mark.slow  # minutes
+
 SETTINGS = hypothesis.settings(
     derandomize=True,
     deadline=None,

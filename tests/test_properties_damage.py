@@ -9,6 +9,8 @@ from oracle import SPECIAL, check_steps, run, write_byte_tokenizer
 from alignjax.data import chat, fitting
 from alignjax.data.batches import PackedSteps
 
+pytestmark = pytest.mark.slow  # minutes
+
 PLAIN_SAMPLE = {
     "seed": 3,
     "pool": ["The sky ", "is blue", "🐝\n", "<|im_end|>"],
