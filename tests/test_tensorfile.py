@@ -122,7 +122,7 @@ def test_parts_of_a_tensor(tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_written_is_what_the_package_reads(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensorfile, "_WRITE", 100)
+    monkeypatch.setattr(tensorfile, "WRITE", 100)
     rng = np.random.default_rng(0)
     tensors = {"w": rng.standard_normal((40, 6)).astype(np.float32), "v": np.ones(3, np.float16)}
     header = tensorfile.header_of({n: (a.shape, a.dtype) for n, a in tensors.items()})
