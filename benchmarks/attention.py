@@ -61,6 +61,7 @@ def batch(rng: np.random.Generator, median: float, sigma: float, together: int) 
         ref=np.zeros((ROWS, 1, places, 1), np.float32),
         margin=np.zeros((ROWS, 1, places), np.float32),
         weight=(items > 0).astype(np.float32),
+        rank=(items > 0).astype(np.int32)[..., None],
     )
     return jax.tree.map(lambda array: array.reshape(-1, together, *array.shape[2:]), rows)
 

@@ -8,7 +8,6 @@ classifier of one label. Shown are the accuracy with its 95 % interval beside th
 answer wins", overall, by the rows' `source` and by the prompt's user turns, and the calibration;
 `--out=DIR` writes it to results.json, and the rewards of each pair to pairs.jsonl. Of a file of
 sets all ordered pairs count, an interval counts each set once, and the rewards are in sets.jsonl.
-Not yet run on a model of this size.
 """
 
 from alignjax.config import Compute, Data, Model, RMEval, Rows
@@ -17,6 +16,6 @@ config = RMEval(
     name="rm_eval",
     model=Model(path="runs/rm_smollm2/export"),
     compute=Compute(dtype="float32"),
-    data=Data(path="data/ultrafeedback_sample.jsonl", max_length=384),
+    data=Data(path="data/hh.jsonl,data/ultrafeedback.jsonl", max_length=384),
     batch=Rows(row_length=768, rows_per_device=2),
 )
