@@ -171,7 +171,7 @@ def step(name: str, *arguments: str) -> None:
 
 
 def near(weak: str, strong: str) -> None:
-    """A second model, whose weights differ from those of the first one, of 2^-15 to 2^-8."""
+    """A second model, which differs by up to 2^-15 from the first one's weights, 2^-15 to 2^-8."""
     from dataclasses import replace
 
     import numpy as np
@@ -183,7 +183,7 @@ def near(weak: str, strong: str) -> None:
     def read(name: str, index: tuple) -> np.ndarray:
         part = source.read(name, index)
         noise = np.frombuffer(rng.bytes(part.size), np.int8).reshape(part.shape)
-        return (part.astype(np.float32) + np.float32(2**-19) * noise).astype(part.dtype)
+        return (part.astype(np.float32) + np.float32(2**-22) * noise).astype(part.dtype)
 
     write_directory(replace(source, read=read), Path(strong), "source", 10**9)
 
