@@ -73,6 +73,6 @@ def test_another_run_that_starts_from_it_takes_the_average(root, averaged):
 def test_training_is_that_of_a_run_without_an_average(root, averaged):
     plain = untimed(train(root, "plain", "--optimizer.ema-decay=0"))
     for one, other in zip(plain, untimed(averaged), strict=True):
-        assert one.get("loss") == other.get("loss")
-        assert one.get("grad_norm") == other.get("grad_norm")
+        for name in {"loss", "grad_norm"} & other.keys():  # two programs may differ in a last bit
+            assert one[name] == pytest.approx(other[name], rel=1e-6)
     assert plain[6]["eval_loss"] != untimed(averaged)[6]["eval_loss"]
