@@ -31,14 +31,9 @@ def main() -> int:
     args = parse()
     check(args)
     print(f"converting {args.src}", flush=True)
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # the weights never go to an accelerator
     from alignjax import processes
-    from alignjax.progress import only_first_process
 
-    processes.join()
-    only_first_process(jax.process_index())
+    processes.join_on_host()
     return convert(args)
 
 

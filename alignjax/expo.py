@@ -38,14 +38,9 @@ def main() -> int:
     args, rules = parse()
     check(args)
     print(f"extrapolating {args.strong} from {args.weak}", flush=True)
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # the weights never go to an accelerator
     from alignjax import processes
-    from alignjax.progress import only_first_process
 
-    processes.join()
-    only_first_process(jax.process_index())
+    processes.join_on_host()
     return expo(args, rules)
 
 

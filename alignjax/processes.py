@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from alignjax.command import SharedError, worded
+from alignjax.progress import only_first_process
 
 Result = TypeVar("Result")
 
@@ -46,6 +47,13 @@ def join() -> None:
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",")
     if several or hosts or any(name in os.environ for name in _CLUSTERS):
         jax.distributed.initialize()
+
+
+def join_on_host() -> None:
+    """`join` for work on files, whose weights never go to an accelerator; the first one speaks."""
+    jax.config.update("jax_platforms", "cpu")
+    join()
+    only_first_process(jax.process_index())
 
 
 def is_first() -> bool:
@@ -90,17 +98,8 @@ def on_first(work: Callable[[], Result]) -> Result:
     client = multihost.get_jax_distributed_client()
     key = f"alignjax/{next(_turns)}"
     if is_first():
-        try:
-            told = {"result": work()}
-        except (ValueError, OSError) as error:
-            told = {"problem": worded(error)}
-            if not told["problem"]:
-                raise
-        client.key_value_set(key, json.dumps(told))
-    told = json.loads(client.blocking_key_value_get(key, _PATIENCE_MS))
-    if "problem" in told:
-        raise SharedError(told["problem"])
-    return told["result"]
+        client.key_value_set(key, json.dumps(_outcome(work)))
+    return _result(json.loads(client.blocking_key_value_get(key, _PATIENCE_MS)))
 
 
 def on_each(work: Callable[[], Result]) -> list[Result]:
@@ -109,20 +108,30 @@ def on_each(work: Callable[[], Result]) -> list[Result]:
         return [work()]
     client = multihost.get_jax_distributed_client()
     key = f"alignjax/{next(_turns)}"
+    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(_outcome(work)))
+    found = [
+        json.loads(client.blocking_key_value_get(f"{key}/{process}", _PATIENCE_MS))
+        for process in range(jax.process_count())
+    ]
+    return [_result(told) for told in found]
+
+
+def _outcome(work: Callable[[], Result]) -> dict:
+    """What `work` gives, or the mistake it meets, as JSON holds it."""
     try:
-        told = {"result": work()}
+        return {"result": work()}
     except (ValueError, OSError) as error:
-        told = {"problem": worded(error)}
-        if not told["problem"]:
+        problem = worded(error)
+        if not problem:
             raise
-    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(told))
-    found = []
-    for process in range(jax.process_count()):
-        found.append(json.loads(client.blocking_key_value_get(f"{key}/{process}", _PATIENCE_MS)))
-    for told in found:
-        if "problem" in told:
-            raise SharedError(told["problem"])
-    return [told["result"] for told in found]
+        return {"problem": problem}
+
+
+def _result(told: dict):
+    """What an `_outcome` holds; its mistake is raised."""
+    if "problem" in told:
+        raise SharedError(told["problem"])
+    return told["result"]
 
 
 def from_first(array: np.ndarray) -> np.ndarray:

@@ -108,8 +108,8 @@ def dpo_terms(pi_PS: jax.Array, facts: Facts, config: DPO) -> Terms:
     """
     pi_w, pi_l = pi_PS[..., 0], pi_PS[..., 1]
     tokens_w, tokens_l = facts.tokens[..., 0], facts.tokens[..., 1]
-    mean_PS = pi_PS / jnp.maximum(facts.tokens, 1)
     if config.loss == "simpo":
+        mean_PS = pi_PS / jnp.maximum(facts.tokens, 1)
         rewards = config.beta * mean_PS[..., 0], config.beta * mean_PS[..., 1]
     else:
         reference = facts.ref[..., 0], facts.ref[..., 1]

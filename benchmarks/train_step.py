@@ -10,7 +10,6 @@ run. `--profile` tells which files of the library the time goes to; `benchmarks/
 sets the rate beside that of other libraries.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -51,15 +50,9 @@ def steps_of(options) -> PackedSteps:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=CONFIGS, required=True)
-    parser.add_argument("--items", type=int, default=16, help="pairs or rows of a step")
+    parser = workload.parser(__doc__, CONFIGS, 6)
     parser.add_argument("--rows-per-device", type=int, default=1, help="of a micro-batch")
-    parser.add_argument("--steps", type=int, default=6, help="measured")
-    parser.add_argument("--warmup", type=int, default=1, help="steps before them")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the items")
     parser.add_argument("--profile", action="store_true", help="shares of the time, by file")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     use_mesh()
     steps = steps_of(options)

@@ -4,6 +4,7 @@ A Llama of 5.3M parameters, in the words of transformers, and items of random to
 are log-normal. Side 0 of a pair is chosen, side 1 rejected; both begin with the pair's prompt.
 """
 
+import argparse
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -53,6 +54,18 @@ def items(stage: str, seed: int = 0) -> list[Item]:
         Item(draw(prompt), [draw(length - prompt) for length in own])
         for own, prompt in zip(lengths, prompts, strict=True)
     ]
+
+
+def parser(doc: str, stages, steps: int) -> argparse.ArgumentParser:
+    """What every library's script takes; `steps` are measured where nothing else is asked for."""
+    found = argparse.ArgumentParser(description=doc.splitlines()[0])
+    found.add_argument("--stage", choices=list(stages), required=True)
+    found.add_argument("--items", type=int, default=16, help="pairs or rows of a step")
+    found.add_argument("--steps", type=int, default=steps, help="measured")
+    found.add_argument("--warmup", type=int, default=1, help="steps before them")
+    found.add_argument("--seed", type=int, default=0, help="of the order of the items")
+    found.add_argument("--json", action="store_true", help="print one JSON object")
+    return found
 
 
 def model(stage: str):

@@ -150,14 +150,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_dpo(models, tmp_path, kind):
-    changes, settings = KINDS[kind]
-    data = our_tokens(models, PAIRS, "dpo", tmp_path)
-    reference = load(open_directory(models / "reference"))
-    ref = score(reference, data, ROW, 4, F32)
-    ours = our_step(configs.DPO(**changes), load(open_directory(models / "policy")), data, ref)
-    theirs = their_step(
+def their_dpo(models, tmp_path, **settings) -> dict[str, float]:
+    """A step of TRL's DPO on PAIRS."""
+    return their_step(
         trl.DPOTrainer,
         trl.DPOConfig,
         causal(models / "policy"),
@@ -167,6 +162,16 @@ def test_dpo(models, tmp_path, kind):
         {"ref_model": causal(models / "reference")},
         **settings,
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dpo(models, tmp_path, kind):
+    changes, settings = KINDS[kind]
+    data = our_tokens(models, PAIRS, "dpo", tmp_path)
+    reference = load(open_directory(models / "reference"))
+    ref = score(reference, data, ROW, 4, F32)
+    ours = our_step(configs.DPO(**changes), load(open_directory(models / "policy")), data, ref)
+    theirs = their_dpo(models, tmp_path, **settings)
     assert 0 < theirs["rewards/accuracies"] < 1
     assert_same(ours, theirs, SHARED)
 
@@ -177,17 +182,7 @@ def test_dpo_with_an_sft_term(models, tmp_path):
     ref = score(load(open_directory(models / "reference")), data, ROW, 4, F32)
     config = configs.DPO(sft_weight=0.3)
     ours = our_step(config, load(open_directory(models / "policy")), data, ref)
-    theirs = their_step(
-        trl.DPOTrainer,
-        trl.DPOConfig,
-        causal(models / "policy"),
-        models,
-        PAIRS,
-        tmp_path,
-        {"ref_model": causal(models / "reference")},
-        loss_type=["sigmoid", "sft"],
-        loss_weights=[1.0, 0.3],
-    )
+    theirs = their_dpo(models, tmp_path, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.3])
     assert_same(ours, theirs, SHARED)
 
 

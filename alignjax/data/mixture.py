@@ -6,10 +6,8 @@ from alignjax.config import Data
 from alignjax.data.sources import path_names
 from alignjax.data.tokenset import TokenSet
 
-_DRAW, _CHOICE = (
-    1,
-    2,
-)  # random streams of their own: NumPy takes [seed, n, 0] for an epoch's [seed, n]
+# Random streams of their own: NumPy takes [seed, n, 0] for an epoch's [seed, n].
+_DRAW, _CHOICE = 1, 2
 
 
 def epoch_items(data: TokenSet, config: Data, seed: int) -> np.ndarray:

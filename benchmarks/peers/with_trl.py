@@ -124,16 +124,10 @@ def trainer_of(options, directory: str, callback: Steps):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=MODES, required=True)
-    parser.add_argument("--items", type=int, default=16, help="pairs or rows of a step")
+    parser = workload.parser(__doc__, MODES, 3)
     parser.add_argument("--batch", type=int, default=4, help="of those, in a micro-batch")
     parser.add_argument("--mode", default="bfd", help="sft: a packing strategy, or padded")
     parser.add_argument("--grouped", action=argparse.BooleanOptionalAction, default=False)
-    parser.add_argument("--steps", type=int, default=3, help="measured")
-    parser.add_argument("--warmup", type=int, default=1, help="steps before them")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the items")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
     torch.manual_seed(0)

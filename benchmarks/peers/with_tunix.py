@@ -98,15 +98,9 @@ class Steps(hooks.TrainingHooks):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=["dpo"], required=True)
-    parser.add_argument("--items", type=int, default=16, help="pairs of a step")
+    parser = workload.parser(__doc__, ["dpo"], 2)
     parser.add_argument("--batch", type=int, default=4, help="of those, in a micro-batch")
     parser.add_argument("--reference", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--steps", type=int, default=2, help="measured")
-    parser.add_argument("--warmup", type=int, default=1, help="steps before them")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the items")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     model = llama()
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {np.dtype("float32")}
