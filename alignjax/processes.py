@@ -11,7 +11,6 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from orbax.checkpoint import multihost
 
 from alignjax.command import SharedError, worded
 from alignjax.progress import only_first_process
@@ -69,7 +68,7 @@ def in_turn(work: Callable[[], Result]) -> Result:
     """
     if jax.process_count() == 1:
         return work()
-    client = multihost.get_jax_distributed_client()
+    client = _client()
     key = f"alignjax/{next(_turns)}"
 
     def told(process: int) -> str | None:
@@ -95,7 +94,7 @@ def on_first(work: Callable[[], Result]) -> Result:
     """What `work` gives on the first process, told to all as JSON; a mistake reaches all."""
     if jax.process_count() == 1:
         return work()
-    client = multihost.get_jax_distributed_client()
+    client = _client()
     key = f"alignjax/{next(_turns)}"
     if is_first():
         client.key_value_set(key, json.dumps(_outcome(work)))
@@ -106,7 +105,7 @@ def on_each(work: Callable[[], Result]) -> list[Result]:
     """What `work` gives on every process, done at the same time and told to all as JSON."""
     if jax.process_count() == 1:
         return [work()]
-    client = multihost.get_jax_distributed_client()
+    client = _client()
     key = f"alignjax/{next(_turns)}"
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(_outcome(work)))
     found = [
@@ -114,6 +113,13 @@ def on_each(work: Callable[[], Result]) -> list[Result]:
         for process in range(jax.process_count())
     ]
     return [_result(told) for told in found]
+
+
+def _client():
+    """What the processes tell each other through; imported here, since Orbax is slow to import."""
+    from orbax.checkpoint import multihost
+
+    return multihost.get_jax_distributed_client()
 
 
 def _outcome(work: Callable[[], Result]) -> dict:

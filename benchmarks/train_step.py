@@ -3,14 +3,16 @@
     python benchmarks/train_step.py --stage sft|rm|dpo [--json] [--profile]
 
 The model, the lengths and the tokens are those of workload.py; float32, AdamW, DPO against a cached
-reference. A step is 16 pairs, or 16 rows of 512 tokens (sft), packed as a run packs them, in rows
+reference. A step is 64 pairs, or 64 rows of 512 tokens (sft), packed as a run packs them, in rows
 of 512 tokens, or of 1,024 where a row holds pairs. Its tokens count without padding, those of
-a prompt with each side. Compiling and the first steps are left out; batches are made while steps
-run. `--profile` tells which files of the library the time goes to; `benchmarks/peers/compare.py`
-sets the rate beside that of other libraries.
+a prompt with each side. There are as many CPU devices as cores, each with a row of its own, as
+`JAX_NUM_CPU_DEVICES=2` and `--mesh.replica=2` have it in a run. Compiling and the first steps are
+left out; batches are made while steps run. `--profile` tells which files of the library the time
+goes to; `benchmarks/peers/compare.py` sets the rate beside that of other libraries.
 """
 
 import json
+import os
 import tempfile
 import time
 from contextlib import nullcontext
@@ -50,11 +52,13 @@ def steps_of(options) -> PackedSteps:
 
 
 def main() -> None:
-    parser = workload.parser(__doc__, CONFIGS, 6)
+    parser = workload.parser(__doc__, CONFIGS, 3)
+    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="CPU devices")
     parser.add_argument("--rows-per-device", type=int, default=1, help="of a micro-batch")
     parser.add_argument("--profile", action="store_true", help="shares of the time, by file")
     options = parser.parse_args()
-    use_mesh()
+    jax.config.update("jax_num_cpu_devices", options.devices)
+    use_mesh(replica=options.devices)
     steps = steps_of(options)
     compute = configs.Compute(dtype="float32", remat="none")
     config = CONFIGS[options.stage](compute=compute)

@@ -60,7 +60,7 @@ def parser(doc: str, stages, steps: int) -> argparse.ArgumentParser:
     """What every library's script takes; `steps` are measured where nothing else is asked for."""
     found = argparse.ArgumentParser(description=doc.splitlines()[0])
     found.add_argument("--stage", choices=list(stages), required=True)
-    found.add_argument("--items", type=int, default=16, help="pairs or rows of a step")
+    found.add_argument("--items", type=int, default=64, help="pairs or rows of a step")
     found.add_argument("--steps", type=int, default=steps, help="measured")
     found.add_argument("--warmup", type=int, default=1, help="steps before them")
     found.add_argument("--seed", type=int, default=0, help="of the order of the items")
