@@ -111,7 +111,6 @@ def _open(args: Expo):
 def _write(args: Expo, rules: Rules, pair, by_alpha: dict[str, dict[str, float]]) -> int:
     """Writes all outputs in one pass over both sides."""
     import math
-    import threading
 
     import jax
 
@@ -135,7 +134,7 @@ def _write(args: Expo, rules: Rules, pair, by_alpha: dict[str, dict[str, float]]
     target, size = location(args.out), sum(plan.sizes.values()) * len(by_alpha)
     written = stream.written(target)
     in_turn(lambda: check_space(target, size - written, f"--out={args.out}"))
-    work = outputs.Work(pair, list(by_alpha.values()), args.dtype, threading.local())
+    work = outputs.Work(pair, list(by_alpha.values()), args.dtype)
     started = time.monotonic()
     own = sum(part.size for part in stream.mine(plan.parts)) * len(by_alpha)
     with (

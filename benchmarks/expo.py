@@ -2,9 +2,10 @@
 
 For each size it makes two random Llamas of bfloat16 in shards of 1 GB and measures, each in a
 process of its own and with both models in the system's file cache: `cat` of both and `cp` of one,
-which are the floor; one alpha; three alphas in one pass. `--peers` names a Python with mergekit
-0.1.5, and measures it and the paper's own route next to them, how many elements each rounds
-wrongly, and how far mergekit's float32 results differ. Needs Linux, and 40 GB of disk for 3e9.
+which are the floor; what is shown before anything is written; one alpha; three alphas in one pass.
+`--peers` names a Python with mergekit 0.1.5, and measures it and the paper's own route next to
+them, how many elements each rounds wrongly, and how far mergekit's float32 results differ. Needs
+Linux, and 40 GB of disk for 3e9.
 """
 
 import json
@@ -60,8 +61,9 @@ def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]
     ours = [sys.executable, "-m", "alignjax.expo", f"--weak={weak}", f"--strong={strong}"]
     ours += [f"--out={out}", "--shard-bytes=1000000000"]
     steps = {
-        "cat both": ["cat", *files],
+        "cat both": ["sh", "-c", 'exec cat "$@" > /dev/null', "cat", *files],
         "cp one": ["sh", "-c", 'mkdir -p "$0" && exec cp "$@"', str(out), *one, str(out)],
+        "alignjax, report": [*ours, f"--alpha={ALPHA}", "--dry-run"],
         "alignjax, 1 alpha": [*ours, f"--alpha={ALPHA}"],
         "alignjax, 3 alphas": [*ours, f"--alpha={ALPHAS}"],
     }
@@ -76,7 +78,7 @@ def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]
         for name, command in steps.items():
             _warm(sides)
             now = watched(command)
-            if name not in ("cat both", "cp one", "alignjax, 3 alphas"):
+            if (out / "config.json").is_file():  # one model, and no copy of the files alone
                 now["misrounded"] = child("misrounded", *sides, out, script=__file__)["share"]
             print(name, now, flush=True)
             least = min(now["seconds"], found.get(name, now)["seconds"])

@@ -58,14 +58,14 @@ def measure(run, strong, weak, alpha: float, number: int) -> dict[str, float]:
 
     config = run.config
     score = (run.held_out, config.batch.row_length, run.rows, config.compute)
-    ref = reference.reference_logps(
-        weak, reference.fingerprint(weak), *score, configs.cache_dir(config)
-    )
+    weights = reference.fingerprint(weak)
+    ref = reference.reference_logps(weak, weights, *score, configs.cache_dir(config))
     theta = jax.jit(extrapolate)(strong, weak, np.float32(alpha))
     logps = evaluation.score(theta, *score)
     terms = evaluation.item_terms(run.stage, logps, ref, run.held_out)
     found = {TERMS[name]: float(terms[name][0].mean()) for name in TERMS}
-    ruled = [one["follows"] for one in samples.sample(run, theta, number) if "rule" in one]
+    answers = samples.sample(run, theta, number, weights)
+    ruled = [one["follows"] for one in answers if "rule" in one]
     return found | ({RULE: sum(ruled) / len(ruled)} if ruled else {})
 
 

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from alignjax.extrapolation.alphas import GROUPS
-from alignjax.extrapolation.arithmetic import Room, pieces
+from alignjax.extrapolation.arithmetic import pieces
 from alignjax.extrapolation.pair import Pair
 from alignjax.processes import on_each
 from alignjax.weights.safetensors import stored_dtype
@@ -92,12 +92,12 @@ def measure(pair: Pair, dtype: str, whole: bool) -> dict[str, Delta]:
 def _measure(pair: Pair, dtype: str, whole: bool, name: str) -> Delta:
     stored = pair.strong.tensors[name]
     shape = (pair.common(name), *stored.shape[1:])
-    room, total = Room(), Delta()
+    total = Delta()
     ulp = _ulps(stored_dtype(pair.strong, name, dtype))
     for index in row_blocks(shape, stored.dtype.itemsize, _SLAB) if whole else spots(shape):
         rows = pair.read(name, index)
         with np.errstate(all="ignore"):  # what is not finite shows in the sums
-            for _, theta, delta in pieces(rows.strong.reshape(-1), rows.weak.reshape(-1), room):
+            for theta, delta in pieces(rows.strong, rows.weak):
                 total += _sums(theta, delta, ulp)
     return total.scaled(math.prod(shape))
 

@@ -1,13 +1,12 @@
 """Writing extrapolated models: each slice of both sides is read once, for all alphas."""
 
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from alignjax.extrapolation.arithmetic import Room, extrapolated
+from alignjax.extrapolation.arithmetic import extrapolated
 from alignjax.extrapolation.pair import Pair, Rows
 from alignjax.weights.layout import Part
 from alignjax.weights.safetensors import as_stored, stored_dtype
@@ -21,7 +20,6 @@ class Work:
     pair: Pair
     alphas: list[Mapping[str, float]]  # of each output, by tensor
     dtype: str  # of the outputs, "source" for the strong side's own
-    rooms: threading.local
 
     def __call__(self, part: Part) -> list[np.ndarray]:
         """A part's rows for each output. An alpha of 0 or -1 takes the source's own bytes."""
@@ -50,11 +48,9 @@ class Work:
     def _moved(self, part: Part, rows: Rows, alphas: list[float]) -> list[np.ndarray]:
         if not alphas:
             return []
-        if not hasattr(self.rooms, "room"):
-            self.rooms.room = Room()
         strong = rows.strong[: len(rows.weak)]
         kind = stored_dtype(self.pair.strong, part.name, self.dtype)
-        found = extrapolated(strong, rows.weak, alphas, kind, self.rooms.room)
+        found = extrapolated(strong, rows.weak, alphas, kind)
         if kind == np.float16:
             self._check_range(part.name, strong, rows.weak, found)
         return found

@@ -22,6 +22,7 @@ DTYPES = {
 # Bytes written at a time. For more, Linux looks for large free pages to keep them in: measured on
 # 6.18 with ext4, writes of 8 MiB took eight times as long as those of 256 KiB.
 WRITE = 1 << 18
+_ALIGNED = 64  # bytes; NumPy's own arrays lie at multiples of 16
 
 
 class Held(NamedTuple):
@@ -89,7 +90,7 @@ def read_tensor(file: Path, name: str, held: Held, index: tuple[slice, ...]) -> 
     rows = held.shape[0] if held.shape else 1
     first, last, _ = index[0].indices(rows) if held.shape else (0, 1, 1)
     width = math.prod(held.shape[1:]) * held.dtype.itemsize
-    content = np.empty(max(last - first, 0) * width, np.uint8)
+    content = aligned(max(last - first, 0) * width)
     try:
         whole = read_bytes(file, held.start + first * width, content) == len(content)
         why = "the file has become shorter"
@@ -101,6 +102,13 @@ def read_tensor(file: Path, name: str, held: Held, index: tuple[slice, ...]) -> 
     if not held.shape:
         return array.reshape(())
     return array.reshape(-1, *held.shape[1:])[(slice(None), *index[1:])]
+
+
+def aligned(size: int) -> np.ndarray:
+    """Memory of so many bytes, not set, at an address from which XLA takes it without a copy."""
+    room = np.empty(size + _ALIGNED, np.uint8)
+    start = -room.ctypes.data % _ALIGNED
+    return room[start : start + size]
 
 
 def read_bytes(file: Path, start: int, content: np.ndarray) -> int:

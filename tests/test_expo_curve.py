@@ -1,0 +1,50 @@
+"""The benchmark of held-out rows over alphas, run on a tiny pair."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import tiny_config, write_pairs
+from expomodels import write_pair
+from running import ROOT
+
+ACCURACY, MARGIN = "held-out accuracy", "held-out margin"
+
+
+@pytest.fixture(scope="module")
+def curve(tmp_path_factory):
+    """What is said of alphas from the weak side to beyond the strong one, and the figure."""
+    root = tmp_path_factory.mktemp("curve")
+    write_pair(root, tiny_config(), size=2e-3)
+    write_pairs(root / "rows.jsonl", 8, held_out=32)
+    (root / "dpo.py").write_text("from alignjax.config import DPO\nconfig = DPO()\n")
+    command = [sys.executable, str(ROOT / "benchmarks" / "expo_curve.py")]
+    command += [f"--config={root / 'dpo.py'}", f"--strong={root / 'strong'}"]
+    command += [f"--model.path={root / 'weak'}", f"--data.path={root / 'rows.jsonl'}"]
+    command += ["--data.max-length=128", "--batch.row-length=256", "--compute.dtype=float32"]
+    command += [f"--run-dir={root / 'out'}", "--alphas=-1,-0.5,0,2", "--batch.pairs=4"]
+    environment = {**os.environ, "XLA_FLAGS": "", "ALIGNJAX_CACHE": str(root / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((root / "out" / "curve.json").read_text())
+    return rows, done.stdout, (root / "out" / "curve.svg").read_text()
+
+
+@pytest.mark.slow
+def test_the_curve_leaves_the_weak_side_steadily(curve):
+    rows, _, _ = curve
+    assert [row["alpha"] for row in rows] == ["-1", "-0.5", "0", "2"]
+    margins = [row[MARGIN] for row in rows]
+    assert rows[0][ACCURACY] == 0.5 and margins[0] == 0  # the weak side is its own reference
+    assert margins[1] / margins[2] == pytest.approx(0.5, abs=0.15)
+    assert margins[3] / margins[2] == pytest.approx(3, abs=0.9)
+
+
+@pytest.mark.slow
+def test_the_curve_is_told_and_drawn(curve):
+    rows, said, figure = curve
+    assert said.count("\n| ") >= len(rows) + 1
+    assert f"| 0 | {rows[2][ACCURACY]:.1%} | {rows[2][MARGIN]:.4f} |" in said
+    assert figure.count("<circle") == 2 * len(rows) and figure.count("<polyline") == 2
