@@ -99,7 +99,20 @@ def test_touching_or_moving_the_file_keeps_the_cache(
     first = make(write(tmp_path / "d.jsonl", PAIRS), tokenizer, tokenizer_dir, tmp_path / "cache")
     forbid_tokenizing(monkeypatch)
     moved = write(tmp_path / "moved.jsonl", PAIRS)
-    assert make(moved, tokenizer, tokenizer_dir, tmp_path / "cache").key == first.key
+    again = make(moved, tokenizer, tokenizer_dir, tmp_path / "cache")
+    assert again.key == first.key
+    assert [first.place(0), again.place(0)] == [f"{tmp_path}/d.jsonl, line 1", f"{moved}, line 1"]
+
+
+def test_bad_rows_of_a_moved_file_are_listed_in_its_present_place(
+    tmp_path, tokenizer, tokenizer_dir
+):
+    content = [*PAIRS, {"prompt": "p"}]
+    for name in ("d.jsonl", "moved.jsonl"):
+        path = write(tmp_path / name, content)
+        made = make(path, tokenizer, tokenizer_dir, tmp_path / "cache", on_bad_row="skip")
+        (line,) = made.bad_rows_file.read_text().splitlines()
+        assert json.loads(line)["place"] == f"{path}, line {len(content)}"
 
 
 def test_another_row_is_another_cache(tmp_path, tokenizer, tokenizer_dir):

@@ -38,6 +38,7 @@ class Row:
 class _Source:
     """A file, or one split of a dataset."""
 
+    name: str  # as the places of its rows have it
     records: Callable[[], Iterator[Record]]
     identity: Callable[[], str]  # of the content
     own_split: bool  # the source's own split: every row of it is in
@@ -46,6 +47,11 @@ class _Source:
 def title(data: Data, held_out: bool) -> str:
     """The path as the user gave it."""
     return data.eval_path if held_out and data.eval_path else data.path
+
+
+def names(data: Data, held_out: bool) -> list[str]:
+    """What the files and datasets are called that rows are read from, in their order."""
+    return [source.name for _, source in _sources(data, held_out)]
 
 
 def digest(data: Data, held_out: bool) -> str:
@@ -179,7 +185,7 @@ def _file(file: Path, own_split: bool = False) -> _Source:
     def identity() -> str:
         return f"{formats.kind(file)} {_content(file)}"
 
-    return _Source(lambda: formats.records(file), identity, own_split)
+    return _Source(str(file), lambda: formats.records(file), identity, own_split)
 
 
 def _content(file: Path) -> str:
@@ -270,7 +276,7 @@ def _saved(directory: Path, own_split: bool) -> _Source:
         files = _json_file(directory / "state.json", "_data_files")
         return " ".join(_content(directory / file["filename"]) for file in files)
 
-    return _Source(records, identity, own_split)
+    return _Source(str(directory), records, identity, own_split)
 
 
 def _json_file(file: Path, key: str) -> list:
@@ -303,7 +309,7 @@ def _hub(name: str, key: str, data: Data, held_out: bool) -> list[_Source]:
     def identity() -> str:
         return f"{split} {dataset._fingerprint}"
 
-    return [_Source(lambda: _rows(dataset, place), identity, own)]
+    return [_Source(place, lambda: _rows(dataset, place), identity, own)]
 
 
 def _load(name: str, key: str, split: str) -> tuple[object | None, list[str]]:

@@ -21,10 +21,10 @@ from alignjax.data.chat import Encoded, encode_sides
 from alignjax.data.fitting import Item, fit, problem_of, thinned, with_prompt_cut
 from alignjax.data.formats import Place
 from alignjax.data.tokenset import TokenSet
-from alignjax.files import whole_directory
+from alignjax.files import whole_directory, write_whole
 from alignjax.weights.safetensors import COMPANIONS
 
-_VERSION = 7  # of what is stored; a change makes every cache anew
+_VERSION = 8  # of what is stored; a change makes every cache anew
 _CHUNK = 1000  # sides encoded together, enough to keep all cores at work
 _ARRAYS = {
     "tokens": np.int32,
@@ -71,12 +71,31 @@ def token_set(
             _write(partial, data, stage, held_out, tokenizer, progress)
     meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
     bad_rows = directory / "bad_rows.jsonl"
+    now = dict(zip(meta.pop("read_from"), sources.names(data, held_out), strict=True))
+    meta["files"] = [now[file] for file in meta["files"]]
+    if bad_rows.stat().st_size and any(then != name for then, name in now.items()):
+        bad_rows = _moved(bad_rows, now)
     return TokenSet(
         **{name: _mapped(directory / f"{name}.bin", dtype) for name, dtype in _ARRAYS.items()},
         **meta,
         key=key,
         bad_rows_file=bad_rows if bad_rows.stat().st_size else None,
     )
+
+
+def _moved(bad_rows: Path, now: dict[str, str]) -> Path:
+    """A list of bad rows in which files are called what they are now; beside the list."""
+    digest = hashlib.sha256(json.dumps(now).encode()).hexdigest()
+    moved = bad_rows.with_name(f"bad_rows-{digest[:16]}.jsonl")
+    if not moved.is_file():
+        lines = []
+        for line in bad_rows.read_text(encoding="utf-8").splitlines():
+            said = json.loads(line)
+            for then, name in now.items():
+                said = {key: text.replace(f"{then}, ", f"{name}, ") for key, text in said.items()}
+            lines.append(json.dumps(said))
+        write_whole(moved, "\n".join(lines) + "\n")
+    return moved
 
 
 def _mapped(file: Path, dtype) -> np.ndarray:
@@ -181,6 +200,7 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
             _append(out, values)
             progress(counts["read"] + counts["in other splits"])
     meta = {
+        "read_from": sources.names(data, held_out),
         "files": [name for name, _ in files],
         "units": [unit for _, unit in files],
         "sources": list(names),
