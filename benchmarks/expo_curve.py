@@ -114,8 +114,7 @@ def figure(rows: list[dict], width: int = 220, height: int = 120, edge: int = 34
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{size * (width + 2 * edge)}" '
         f'height="{height + 2 * edge}" font-family="sans-serif" font-size="10">\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
+        '<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n"
     )
 
 
