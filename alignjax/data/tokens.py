@@ -6,6 +6,7 @@ changes a token. Rows are read, encoded and written in chunks, so memory does no
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -88,12 +89,13 @@ def _moved(bad_rows: Path, now: dict[str, str]) -> Path:
     digest = hashlib.sha256(json.dumps(now).encode()).hexdigest()
     moved = bad_rows.with_name(f"bad_rows-{digest[:16]}.jsonl")
     if not moved.is_file():
+        longest_first = sorted(now, key=len, reverse=True)
+        named = re.compile("|".join(f"{re.escape(then)}(?=, )" for then in longest_first))
         lines = []
         for line in bad_rows.read_text(encoding="utf-8").splitlines():
             said = json.loads(line)
-            for then, name in now.items():
-                said = {key: text.replace(f"{then}, ", f"{name}, ") for key, text in said.items()}
-            lines.append(json.dumps(said))
+            renamed = {key: named.sub(lambda then: now[then[0]], said[key]) for key in said}
+            lines.append(json.dumps(renamed))
         write_whole(moved, "\n".join(lines) + "\n")
     return moved
 
