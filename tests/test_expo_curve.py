@@ -1,14 +1,12 @@
 """The benchmark of held-out rows over alphas, run on a tiny pair."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 from conftest import tiny_config, write_pairs
 from expomodels import write_pair
-from running import ROOT
+from running import ROOT, environment, launch
 
 ACCURACY, MARGIN = "held-out accuracy", "held-out margin"
 
@@ -25,9 +23,7 @@ def curve(tmp_path_factory):
     command += [f"--model.path={root / 'weak'}", f"--data.path={root / 'rows.jsonl'}"]
     command += ["--data.max-length=128", "--batch.row-length=256", "--compute.dtype=float32"]
     command += [f"--run-dir={root / 'out'}", "--alphas=-1,-0.5,0,2", "--batch.pairs=4"]
-    environment = {**os.environ, "XLA_FLAGS": "", "ALIGNJAX_CACHE": str(root / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    done = launch(command, environment(root / "cache"))
     rows = json.loads((root / "out" / "curve.json").read_text())
     return rows, done.stdout, (root / "out" / "curve.svg").read_text()
 

@@ -223,7 +223,7 @@ def test_damaged_saved_dataset(tmp_path):
     assert sentence.endswith("); save it again.")
     shard.unlink()
     with pytest.raises(ValueError, match=f"^{re.escape(str(shard))}: it cannot be read "):
-        sources.digest(Data(path=str(directory)), False)
+        sources.described(Data(path=str(directory)), False)
     (directory / "dataset_dict.json").write_text("{")
     assert refusal(directory) == (
         f"{directory}/dataset_dict.json: the saved dataset is damaged (Expecting property name "

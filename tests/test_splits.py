@@ -177,7 +177,7 @@ def test_malformed_row_survives_the_split_to_be_refused_with_its_place(tmp_path,
 
 
 def digest(path, held_out: bool = False, **settings) -> str:
-    return sources.digest(Data(path=str(path), **settings), held_out)
+    return sources.described(Data(path=str(path), **settings), held_out)[0]
 
 
 def test_digest_changes_with_content_order_and_format_alone(tmp_path):

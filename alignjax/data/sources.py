@@ -49,19 +49,16 @@ def title(data: Data, held_out: bool) -> str:
     return data.eval_path if held_out and data.eval_path else data.path
 
 
-def names(data: Data, held_out: bool) -> list[str]:
-    """What the files and datasets are called that rows are read from, in their order."""
-    return [source.name for _, source in _sources(data, held_out)]
+def described(data: Data, held_out: bool) -> tuple[str, list[str]]:
+    """What rows are read from: a SHA-256 of its content, and what the sources are called, in order.
 
-
-def digest(data: Data, held_out: bool) -> str:
-    """SHA-256 of all content that decides the rows: files, their formats, order and parts.
-
-    The settings that divide rows into splits are not part of it.
+    The content is all that decides the rows: files, their formats, order and parts. The names, and
+    the settings that divide rows into splits, are not part of it.
     """
     found = _sources(data, held_out)
     parts = [(part, source.own_split, source.identity()) for part, source in found]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return digest, [source.name for _, source in found]
 
 
 def read(data: Data, held_out: bool) -> Iterator[Row]:

@@ -65,14 +65,15 @@ def token_set(
     progress: Callable[[int], None] = lambda done: None,
 ) -> TokenSet:
     """Tokenizes a split, or finds it in the cache. `progress` is told how many rows are done."""
-    key = _key(data, stage, held_out, tokenizer, tokenizer_dir)
+    content, names = sources.described(data, held_out)
+    key = _key(data, stage, held_out, content, tokenizer, tokenizer_dir)
     directory = cache / "tokens" / key
     if not directory.is_dir():
         with whole_directory(directory) as partial:
-            _write(partial, data, stage, held_out, tokenizer, progress)
+            _write(partial, data, stage, held_out, names, tokenizer, progress)
     meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
     bad_rows = directory / "bad_rows.jsonl"
-    now = dict(zip(meta.pop("read_from"), sources.names(data, held_out), strict=True))
+    now = dict(zip(meta.pop("read_from"), names, strict=True))
     meta["files"] = [now[file] for file in meta["files"]]
     if bad_rows.stat().st_size and any(then != name for then, name in now.items()):
         bad_rows = _moved(bad_rows, now)
@@ -106,12 +107,14 @@ def _mapped(file: Path, dtype) -> np.ndarray:
     return np.memmap(file, dtype, mode="r")
 
 
-def _key(data: Data, stage: str, held_out: bool, tokenizer, tokenizer_dir: Path) -> str:
+def _key(
+    data: Data, stage: str, held_out: bool, content: str, tokenizer, tokenizer_dir: Path
+) -> str:
     settings = [_VERSION, stage, held_out, bool(data.eval_path)]
     settings += [tokenizer.chat_template, data.split, data.eval_split, data.eval_fraction]
     settings += [data.strings, data.train_on, data.max_length, data.overlong, data.on_bad_row]
     settings += [data.max_prompt_length, data.max_responses]
-    settings.append(sources.digest(data, held_out))
+    settings.append(content)
     digest = hashlib.sha256(json.dumps(settings).encode())
     for name in COMPANIONS:
         file = tokenizer_dir / name
@@ -163,7 +166,15 @@ def _stop(problem: str) -> ValueError:
 # Writing
 
 
-def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, progress) -> None:
+def _write(
+    directory: Path,
+    data: Data,
+    stage: str,
+    held_out: bool,
+    read_from: list[str],
+    tokenizer,
+    progress,
+) -> None:
     """Streams a split's arrays, its bad rows and what was counted into `directory`."""
     counts: Counter[str] = Counter()
     files: dict[tuple[str, str], int] = {}  # with the unit of its rows -> index
@@ -202,7 +213,7 @@ def _write(directory: Path, data: Data, stage: str, held_out: bool, tokenizer, p
             _append(out, values)
             progress(counts["read"] + counts["in other splits"])
     meta = {
-        "read_from": sources.names(data, held_out),
+        "read_from": read_from,
         "files": [name for name, _ in files],
         "units": [unit for _, unit in files],
         "sources": list(names),
