@@ -75,11 +75,9 @@ def expo(args: Expo, rules: Rules) -> int:
     from alignjax.extrapolation import delta, terminal
     from alignjax.progress import phase
 
+    rules = alphas.loaded(rules)
     pair = _open(args)
-    by_alpha = {
-        text: alphas.of_tensors(rules, alpha, pair.places)
-        for text, alpha in alphas.typed(args.alpha).items()
-    }
+    by_alpha = {text: pair.alphas(rules, alpha) for text, alpha in alphas.typed(args.alpha).items()}
     with phase("comparing"):
         found = delta.measure(pair, args.dtype, args.report == "whole")
     terminal.show(pair, found, args.dtype, args.report)
@@ -116,7 +114,7 @@ def _write(args: Expo, rules: Rules, pair, by_alpha: dict[str, dict[str, float]]
 
     from alignjax.extrapolation import outputs
     from alignjax.files import check_space, location
-    from alignjax.processes import in_turn, is_first
+    from alignjax.processes import in_turn, on_first
     from alignjax.progress import gigabytes, phase, say
     from alignjax.weights import layout, stream
     from alignjax.weights.together import at_once
@@ -131,6 +129,7 @@ def _write(args: Expo, rules: Rules, pair, by_alpha: dict[str, dict[str, float]]
     settings = asdict(args) | {"rules": asdict(rules)}
     about = settings | {"processes": jax.process_count(), "kept": pair.kept.tolist()}
     about |= {side: outputs.fingerprint(getattr(pair, side)) for side in ("weak", "strong")}
+    about |= {"alphas": list(by_alpha.values()), "parts": [len(plan.parts), stream.MOST]}
     target, size = location(args.out), sum(plan.sizes.values()) * len(by_alpha)
     written = stream.written(target)
     in_turn(lambda: check_space(target, size - written, f"--out={args.out}"))
@@ -143,8 +142,7 @@ def _write(args: Expo, rules: Rules, pair, by_alpha: dict[str, dict[str, float]]
     ):
         stream.begin(one, plan, list(places.values()), about)
         at_once(lambda: stream.fill(one, plan, list(places.values()), work, update))
-        for text, place in places.items() if is_first() else ():
-            plan.end(one.result / place, outputs.card(settings | {"alpha": text}, text))
+        on_first(lambda: _end(plan, one.result, places, settings))
     seconds = time.monotonic() - started
     form = "Hugging Face" if args.to == "hf" else "Orbax model"
     count = len(by_alpha)
@@ -153,6 +151,14 @@ def _write(args: Expo, rules: Rules, pair, by_alpha: dict[str, dict[str, float]]
         f"{gigabytes(size)} in {seconds:.1f} s ({size / 1e9 / seconds:.3f} GB/s)"
     )
     return 0
+
+
+def _end(plan, result, places: dict[str, str], settings: dict) -> None:
+    """Writes what lies beside the weights of each output."""
+    from alignjax.extrapolation import outputs
+
+    for text, place in places.items():
+        plan.end(result / place, outputs.card(settings | {"alpha": text}, text))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,12 @@ import numpy as np
 from conftest import tiny_config, write_model
 from safetensors.numpy import load_file, save_file
 
+from alignjax import checkpoint, optim
 from alignjax import expo as command
+from alignjax.config import SFT, Optimizer
+from alignjax.step import init_state
+from alignjax.weights.safetensors import open_directory, save_companions
+from alignjax.weights.source import load
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 UP = "model.layers.2.mlp.up_proj.weight"
@@ -58,3 +63,28 @@ def expected(root: Path, alpha: float, dtype="float32") -> dict[str, tuple]:
         moved = wide + np.float32(alpha) * (wide - weak[name].astype(np.float32))
         found[name] = np.dtype(dtype), moved.shape, moved.astype(dtype).tobytes()
     return found
+
+
+def rounded_once(numbers: np.ndarray) -> np.ndarray:
+    """float64 to bfloat16's numbers in one step, ties to even; none is subnormal or too large."""
+    mantissa, exponent = np.frexp(numbers)
+    return np.ldexp(np.rint(np.ldexp(mantissa, 8)), exponent - 8)
+
+
+def random_pair(rng, size: int, kind) -> tuple[np.ndarray, np.ndarray]:
+    theta = rng.standard_normal(size) * 0.02
+    return theta.astype(np.float32).astype(kind), (theta + 5e-4 * rng.standard_normal(size)).astype(
+        np.float32
+    ).astype(kind)
+
+
+def save_run(root: Path, side: str) -> Path:
+    """A run's checkpoint of a side, saved from the mesh in use."""
+    source, place = open_directory(root / side), root / f"{side}-run"
+    manager = checkpoint.open_manager(SFT(run_dir=str(place)))
+    state = init_state(load(source), optim.optimizer(Optimizer(), 10))
+    checkpoint.save(manager, state, 5, SFT(), None)
+    manager.wait_until_finished()
+    manager.close()
+    save_companions(source, place / "model")
+    return place

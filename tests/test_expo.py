@@ -13,18 +13,26 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from conftest import BF16, mesh, tiny_config
-from expomodels import EMBED, HEAD, NORM, UP, Q, bytes_in, change, expected, run, tensors_of
+from expomodels import (
+    EMBED,
+    HEAD,
+    NORM,
+    UP,
+    Q,
+    bytes_in,
+    change,
+    expected,
+    run,
+    save_run,
+    tensors_of,
+)
 from expomodels import write_pair as write
 from safetensors.numpy import save_file
 
-from alignjax import checkpoint, convert, optim
+from alignjax import convert
 from alignjax import expo as command
-from alignjax.config import SFT, Optimizer
 from alignjax.extrapolation.alphas import Rules
 from alignjax.models.presets import tiny
-from alignjax.step import init_state
-from alignjax.weights.safetensors import open_directory, save_companions
-from alignjax.weights.source import load
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +68,7 @@ def test_the_command_as_a_user_runs_it(tmp_path):
     pattern = r"wrote out, 1 Hugging Face directory, 0\.1 MB in \d+\.\d s \(\d\.\d{3} GB/s\)"
     assert re.fullmatch(pattern, lines[-1])
     shown = done.stdout.index("theta - theta_sft, from up to 131,072 elements a tensor")
-    assert shown < done.stdout.index("norm of the delta, of theta's, by layer")
+    assert shown < done.stdout.index("by layer: norm of each module's delta, of theta's;")
     assert done.stdout.index("by layer") < done.stdout.index("extrapolating (GB)")
     moved, strong = expected(tmp_path, 0.3), bytes_in(tmp_path / "strong")
     wanted = {name: strong[name] if "norm" in name else moved[name] for name in moved}
@@ -148,6 +156,11 @@ def test_tied_weights_stay_tied(tmp_path):
     found = bytes_in(out)
     assert found[HEAD] == found[EMBED] == expected(tmp_path, 0.7)[EMBED]
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
+    out = run(tmp_path, f"--out={tmp_path / 'table'}", '--alpha.table={"embed_tokens": -1}')
+    weak = bytes_in(tmp_path / "weak")
+    assert bytes_in(out)[HEAD] == bytes_in(out)[EMBED] == weak[EMBED]
+    with pytest.raises(ValueError, match="'lm_head' matches no tensor; "):
+        run(tmp_path, f"--out={tmp_path / 'no'}", '--alpha.table={"lm_head": 0}')
 
 
 @pytest.mark.parametrize("name", ["mistral_7b", "gemma_2b", "qwen2.5_0.5b", "qwen3_0.6b"])
@@ -182,18 +195,6 @@ def test_every_form_in_and_out(tmp_path, weak_form, strong_form, to):
         convert.convert(convert.parse([f"--src={out}", f"--dst={tmp_path / 'back'}"]))
         out = tmp_path / "back"
     assert bytes_in(out) == expected(tmp_path, 0.3, "bfloat16")
-
-
-def save_run(root: Path, side: str) -> Path:
-    """A run's checkpoint of a side, saved from the mesh in use."""
-    source, place = open_directory(root / side), root / f"{side}-run"
-    manager = checkpoint.open_manager(SFT(run_dir=str(place)))
-    state = init_state(load(source), optim.optimizer(Optimizer(), 10))
-    checkpoint.save(manager, state, 5, SFT(), None)
-    manager.wait_until_finished()
-    manager.close()
-    save_companions(source, place / "model")
-    return place
 
 
 def test_runs_saved_on_8_devices_and_on_1_give_the_same(tmp_path):

@@ -69,6 +69,9 @@ def test_a_table_may_lie_in_a_file(tmp_path):
     file = tmp_path / "table.json"
     file.write_text('{"norm": "0"}')
     assert sum(alpha == 0 for alpha in found(table=str(file)).values()) == 13
+    file.write_text("[0]")
+    said = '--alpha.table: write an object, such as {"lm_head": 0}.'
+    assert refusal(table=str(file)) == said
 
 
 def test_rules_that_are_refused():
@@ -83,7 +86,8 @@ def test_rules_that_are_refused():
     assert refusal(embeddings="1/0") == (
         f"--alpha.embeddings=1/0: it gives no alpha for {name} (division by zero); {how}"
     )
-    for bad in ("__import__('os')", "alpha.real", "'a'", "[1]", "1 +", "True", "(-1) ** 0.5"):
+    bad_ones = ("__import__('os')", "alpha.real", "'a'", "[1]", "1 +", "True", "(-1) ** 0.5")
+    for bad in (*bad_ones, "10 ** 400"):
         assert refusal(embeddings=bad).startswith(f"--alpha.embeddings={bad}: it gives no alpha")
     assert refusal(layers="0.1,0.2") == (
         "--alpha.layers=0.1,0.2: these are 2 numbers, and the model has 3 layers; give one number "
@@ -94,6 +98,10 @@ def test_rules_that_are_refused():
     )
     assert refusal(table='{"(": 1}').startswith("--alpha.table: '(' is no regex (")
     assert refusal(table='{"a": ').startswith("--alpha.table: this is not JSON (")
+    assert refusal(table="no-such.json") == (
+        "--alpha.table=no-such.json: the file cannot be read (No such file or directory); write "
+        "JSON, or name a file of it."
+    )
 
 
 def test_alphas_are_kept_as_they_were_typed():

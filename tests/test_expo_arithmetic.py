@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from conftest import BF16
+from expomodels import random_pair, rounded_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -12,25 +13,12 @@ from alignjax.extrapolation.arithmetic import PIECE, extrapolated
 DTYPES = [np.dtype(np.float32), BF16, np.dtype(np.float16)]
 
 
-def rounded(numbers: np.ndarray) -> np.ndarray:
-    """float64 to bfloat16's numbers in one step, ties to even; none is subnormal or too large."""
-    mantissa, exponent = np.frexp(numbers)
-    return np.ldexp(np.rint(np.ldexp(mantissa, 8)), exponent - 8)
-
-
-def pair(rng, size: int, kind) -> tuple[np.ndarray, np.ndarray]:
-    theta = rng.standard_normal(size) * 0.02
-    return theta.astype(np.float32).astype(kind), (theta + 5e-4 * rng.standard_normal(size)).astype(
-        np.float32
-    ).astype(kind)
-
-
 @pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5, 2.0, -0.25])
 def test_few_bfloat16_results_are_not_the_float64_ones_rounded_once(alpha):
-    strong, weak = pair(np.random.default_rng(0), 1 << 20, BF16)
+    strong, weak = random_pair(np.random.default_rng(0), 1 << 20, BF16)
     (found,) = extrapolated(strong, weak, [alpha], BF16)
     one, other = strong.astype(np.float64), weak.astype(np.float64)
-    expected = rounded(one + alpha * (one - other))
+    expected = rounded_once(one + alpha * (one - other))
     assert np.mean(found.astype(np.float64) != expected) <= 2e-5
     assert np.mean(found != strong) > 0.2
 
@@ -46,7 +34,7 @@ def result(strong, weak, alpha: float, kind) -> np.ndarray:
 @pytest.mark.parametrize("strong_kind", DTYPES, ids=str)
 def test_every_pair_of_dtypes_is_numpys_float32_cast_once(strong_kind, weak_kind, kind):
     rng = np.random.default_rng(1)
-    strong, weak = pair(rng, 2 * PIECE + 7, strong_kind)[0], pair(rng, 2 * PIECE + 7, weak_kind)[0]
+    strong, weak = (random_pair(rng, 2 * PIECE + 7, k)[0] for k in (strong_kind, weak_kind))
     alphas = [0.3, -0.5, 4.0]
     found = extrapolated(strong, weak, alphas, kind)
     for alpha, one in zip(alphas, found, strict=True):
@@ -97,3 +85,19 @@ def test_a_nan_of_many_bits_stays_one():
     strong = np.full(4, 0x7FFFFFFF, np.uint32).view(np.float32)
     (found,) = extrapolated(strong, np.zeros(4, np.float32), [0.3], BF16)
     assert np.isnan(found.astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 2.0, -0.5])
+def test_float32_is_that_of_a_task_vector_added_to_the_weak_side(alpha):
+    """theta_sft + (1 + alpha) (theta - theta_sft), as mergekit's task_arithmetic computes it.
+
+    Where the two sides lie near each other, as finetuning leaves them.
+    """
+    rng = np.random.default_rng(0)
+    weak = (0.02 * rng.standard_normal(1 << 20)).astype(np.float32)
+    strong = weak * (1 + 0.01 * rng.standard_normal(1 << 20)).astype(np.float32)
+    (found,) = extrapolated(strong, weak, [alpha], np.dtype(np.float32))
+    theirs = weak + np.float32(1 + alpha) * (strong - weak)
+    largest = np.maximum(np.abs(strong), np.abs(weak)).astype(np.float64)
+    difference = np.abs(found.astype(np.float64) - theirs.astype(np.float64))
+    assert np.all(difference <= 2.0**-22 * largest)

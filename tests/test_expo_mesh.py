@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import BF16, mesh, tiny_config
+from expomodels import random_pair, rounded_once
 from expomodels import write_pair as write
 
 from alignjax.extrapolation.alphas import Rules
@@ -68,7 +69,15 @@ def test_bfloat16_rounds_once(tmp_path):
         wide = theta.astype(np.float32)
         expected = wide + np.float32(0.3) * (wide - theta_sft.astype(np.float32))
         assert one.dtype == BF16
-        assert np.mean(one != expected.astype(BF16)) < 1e-3  # where a sum and product are fused
+        np.testing.assert_array_equal(one, expected.astype(BF16))
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 2.0])
+def test_few_bfloat16_results_are_not_the_float64_ones_rounded_once(alpha):
+    strong, weak = random_pair(np.random.default_rng(0), 1 << 20, BF16)
+    found = np.asarray(jax.jit(extrapolate)(jnp.asarray(strong), jnp.asarray(weak), alpha))
+    one, other = strong.astype(np.float64), weak.astype(np.float64)
+    assert np.mean(found.astype(np.float64) != rounded_once(one + alpha * (one - other))) <= 2e-5
 
 
 def test_alphas_by_module_and_layer_are_those_of_the_files(tmp_path):

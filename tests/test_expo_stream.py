@@ -10,12 +10,13 @@ import sys
 import time
 
 import pytest
-from conftest import tiny_config
-from expomodels import bytes_in, expected, run
+from conftest import mesh, tiny_config
+from expomodels import bytes_in, expected, run, save_run, tensors_of
 from expomodels import write_pair as write
 from running import environment, finish, start
 
 from alignjax import command, convert, lock
+from alignjax.files import location
 from alignjax.weights import layout, stream
 from alignjax.weights.safetensors import open_directory
 
@@ -114,10 +115,12 @@ def test_other_work_or_another_start_of_the_machine_begins_anew(tmp_path, monkey
         written.append(arguments)
         original(*arguments)
 
-    for how in ("alpha", "boot", "source"):
+    table = tmp_path / "table.json"
+    for how in ("alpha", "boot", "source", "table"):
+        table.write_text('{"q_proj": "alpha"}')
         monkeypatch.setattr(stream, "write_part", write_part)
         with pytest.raises(Killed):
-            run(tmp_path)
+            run(tmp_path, f"--alpha.table={table}")
         note = tmp_path / ".out.unfinished/done-0"
         assert int(note.read_text().split()[1]) > 0
         written.clear()
@@ -125,10 +128,12 @@ def test_other_work_or_another_start_of_the_machine_begins_anew(tmp_path, monkey
         alpha = "0.5" if how == "alpha" else "0.3"
         if how == "boot":
             note.write_text("another " + note.read_text().split()[1])
+        if how == "table":
+            table.write_text('{"q_proj": "alpha", "nothing|norm": "alpha"}')
         if how == "source":
             for file in (tmp_path / "weak").glob("*.safetensors"):
                 os.utime(file, ns=(1, 1))
-        out = run(tmp_path, alpha=alpha)
+        out = run(tmp_path, f"--alpha.table={table}", alpha=alpha)
         assert len(written) == 30
         assert bytes_in(out) == expected(tmp_path, float(alpha))
         shutil.rmtree(out)
@@ -146,7 +151,10 @@ def test_sigkill_and_the_same_command_again(tmp_path):
             time.sleep(0.001)
         time.sleep(wait)
         running.process.send_signal(signal.SIGKILL)
-        running.process.wait()
+        assert running.process.wait() == -signal.SIGKILL or wait
+        if not wait:  # in the middle
+            assert (tmp_path / ".out.unfinished/about.json").exists()
+            assert not (tmp_path / "out").exists()
     codes, outputs = finish(start(line(tmp_path, alpha="0.3,2"), env, 1, tmp_path / "logs"))
     there = (tmp_path / "out").exists()
     assert there and (codes == [0] or "it is there already" in outputs[0]), outputs
@@ -154,13 +162,52 @@ def test_sigkill_and_the_same_command_again(tmp_path):
         assert bytes_in(tmp_path / f"out/alpha_{alpha}") == expected(tmp_path, float(alpha))
 
 
+# The command, which says at its end how many bytes of weights it read to extrapolate them.
+COUNTING = """
+import sys
+from alignjax import expo
+from alignjax.extrapolation import outputs
+from alignjax.weights import stream, tensorfile
+
+stream.MOST = 1 << 16
+read, original, work = [], tensorfile.read_bytes, outputs.Work.__call__
+
+def counted(self, part):
+    def read_bytes(file, start, content):
+        read.append(len(content))
+        return original(file, start, content)
+    tensorfile.read_bytes = read_bytes
+    return work(self, part)
+
+outputs.Work.__call__ = counted
+code = expo.main()
+print("read", sum(read), flush=True)
+sys.exit(code)
+"""
+
+
+def own(directory) -> list:
+    return list(tensors_of(directory).values())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["hf", "orbax"])
-def test_four_processes_write_the_same_and_each_reads_its_quarter(tmp_path, to):
+@pytest.mark.parametrize(("to", "saved"), [("hf", False), ("orbax", False), ("hf", True)])
+def test_four_processes_write_the_same_and_each_reads_its_quarter(tmp_path, to, saved):
+    """Of files as they are; what a run of 8 devices saved comes in Orbax's chunks."""
     write(tmp_path, BIG)
     env = environment(tmp_path / "cache")
-    codes, outputs = finish(start(line(tmp_path, f"--to={to}"), env, 4, tmp_path / "logs"))
+    script = tmp_path / "counting.py"
+    script.write_text(COUNTING)
+    command = [sys.executable, str(script), *line(tmp_path, f"--to={to}")[3:]]
+    if saved:
+        mesh(fsdp=4, tensor=2)
+        command.append(f"--strong={save_run(tmp_path, 'strong')}")
+    codes, outputs = finish(start(command, env, 4, tmp_path / "logs"))
     assert codes == [0] * 4, "\n".join(outputs)
+    read = [int(one.rsplit("read ", 1)[1]) for one in outputs]
+    plain = ("weak",) if saved else ("weak", "strong")
+    sides = sum(array.nbytes for side in plain for array in own(tmp_path / side))
+    assert sum(read) == sides and max(read) < 1.05 / 4 * sides
     assert "wrote" in outputs[0] and not any("wrote" in one for one in outputs[1:])
     out = tmp_path / "out"
     if to == "orbax":
@@ -225,6 +272,15 @@ def test_a_side_that_breaks_off_leaves_nothing(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(delta, "measure", measure)
     assert " cannot be read (the file has become shorter); " in refused(capsys, tmp_path)
+
+
+def test_several_processes_write_to_no_object_store(monkeypatch):
+    monkeypatch.setattr(stream.jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError) as error, stream.unfinished(location("gs://bucket/out"), {}):
+        pass
+    assert str(error.value) == (
+        "gs://bucket/out: one process alone writes to an object store; start just one."
+    )
 
 
 def test_two_at_a_time_into_one_directory(tmp_path):

@@ -6,7 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,10 +76,24 @@ def typed(text: str) -> dict[str, float]:
     return found
 
 
+def loaded(rules: Rules) -> Rules:
+    """The rules with the table's text, where it lies in a file."""
+    if not rules.table or rules.table.lstrip().startswith("{"):
+        return rules
+    try:
+        return replace(rules, table=Path(rules.table).read_text(encoding="utf-8"))
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ValueError(
+            f"--alpha.table={rules.table}: the file cannot be read ({why}); write JSON, or name a "
+            "file of it."
+        ) from None
+
+
 def of_tensors(rules: Rules, alpha: float, places: Mapping[str, Place]) -> dict[str, float]:
     """The alpha of each tensor. Raises ValueError where a rule has no meaning, or no tensor."""
     layers = 1 + max(place.layer for place in places.values() if place.layer is not None)
-    table = _table(rules.table, places)
+    table = _table(loaded(rules).table, places)
     listed = _list(rules.layers, layers)
     found = {}
     for name, place in places.items():
@@ -119,12 +133,12 @@ def _list(text: str, layers: int) -> list[float]:
 def _table(text: str, names: Mapping[str, Place]) -> list[tuple[re.Pattern, str]]:
     if not text:
         return []
-    from alignjax.files import read_json
-
     try:
-        found = json.loads(text) if text.lstrip().startswith("{") else read_json(Path(text))
+        found = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"--alpha.table: this is not JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise ValueError('--alpha.table: write an object, such as {"lm_head": 0}.')
     table = []
     for pattern, expression in found.items():
         try:
@@ -143,9 +157,10 @@ def _value(expression: str, values: dict, key: str, tensor: str) -> float:
     """An expression's number: arithmetic, comparisons, `a if b else c`, min, max and abs."""
     try:
         found = _walk(ast.parse(expression.strip(), mode="eval").body, values)
+        finite = not isinstance(found, bool | complex) and math.isfinite(found)
     except (SyntaxError, TypeError, ArithmeticError, ValueError, KeyError) as error:
         raise ValueError(_unusable(key, expression, tensor, str(error))) from None
-    if isinstance(found, bool | complex) or not math.isfinite(found):
+    if not finite:
         raise ValueError(_unusable(key, expression, tensor, f"it gives {found}"))
     return float(found)
 

@@ -50,19 +50,27 @@ def _filled_up(side: np.ndarray) -> np.ndarray:
 def _compiled(strong, weak, factors, zero, kind) -> list[jax.Array]:
     """Whether XLA, to which a subnormal number is 0, would be wrong; and the results.
 
-    The processor would round product and sum at once, and a float32 alpha like 0.3, not quite what
-    was typed, then breaks ties: 0.003 % of the elements. `zero`, which the compiler does not know
-    to be 0, keeps the two apart.
+    The processor would round product and sum at once; see `rounded`.
     """
     theta, other = strong.astype(jnp.float32), weak.astype(jnp.float32)
     delta = theta - other
 
     def moved(factor):
-        product = jax.lax.bitcast_convert_type(factor * delta, jnp.uint32) ^ zero
-        return (theta + jax.lax.bitcast_convert_type(product, jnp.float32)).astype(kind)
+        return (theta + rounded(factor * delta, zero)).astype(kind)
 
     tiny = _is_tiny(theta) | _is_tiny(other)
     return [tiny.any(), *map(moved, factors)]
+
+
+def rounded(product: jax.Array, zero: jax.Array) -> jax.Array:
+    """A product that is rounded to float32 before it is added to something.
+
+    Rounded with the sum, a float32 alpha like 0.3, not quite what was typed, would break ties:
+    0.003 % of the elements. `zero`, uint32, which the compiler does not know to be 0, keeps the
+    two apart.
+    """
+    bits = jax.lax.bitcast_convert_type(product, jnp.uint32) ^ zero
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _is_tiny(numbers: jax.Array) -> jax.Array:

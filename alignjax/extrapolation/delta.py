@@ -18,7 +18,7 @@ from alignjax.extrapolation.pair import Pair
 from alignjax.processes import on_each
 from alignjax.weights.safetensors import stored_dtype
 from alignjax.weights.source import row_blocks
-from alignjax.weights.together import share
+from alignjax.weights.together import run_of
 
 SAMPLE = 1 << 17  # elements of a tensor
 _SPOTS = 8  # of a tensor, from which the sample is taken
@@ -39,7 +39,7 @@ class Delta:
     theta_delta: float = 0.0
     delta_delta: float = 0.0
     same: float = 0.0  # elements that do not differ
-    below: float = 0.0  # elements that differ by less than an ulp of theta in the output's dtype
+    below: float = 0.0  # elements within less than an ulp of theta in the output's dtype
 
     def __add__(self, other: "Delta") -> "Delta":
         return Delta(*(a + b for a, b in zip(self.sums, other.sums, strict=True)))
@@ -81,7 +81,7 @@ def measure(pair: Pair, dtype: str, whole: bool) -> dict[str, Delta]:
 
     def sums() -> dict[str, tuple[float, ...]]:
         with ThreadPoolExecutor(_THREADS) as pool:
-            mine = share(names)
+            mine = run_of(names)  # an Orbax chunk may hold a leaf's layers, which lie together
             found = pool.map(partial(_measure, pair, dtype, whole), mine)
             return dict(zip(mine, (one.sums for one in found), strict=True))
 
@@ -162,8 +162,8 @@ def warnings(pair: Pair, groups: dict[str, Delta], dtype: str) -> list[str]:
     layers, whole = groups["attention"] + groups["mlp"], groups["all"]
     if not all(math.isfinite(one) for one in whole.sums):
         return ["some weights are not finite (NaN or infinity), or their squares are not."]
-    if not whole.delta_delta:
-        return ["the two checkpoints are the same, so every alpha gives the same weights."]
+    if whole.same == whole.elements:
+        return ["the two checkpoints are the same where they were compared; any alpha gives that."]
     found = []
     numbers = (
         f"the layers' matrices differ by {layers.relative:.1%} of their norm, and the cosine of "
@@ -176,8 +176,8 @@ def warnings(pair: Pair, groups: dict[str, Delta], dtype: str) -> list[str]:
         )
     elif layers.relative > LARGE:
         found.append(
-            f"they lie far apart for preference training: {numbers}; DPO leaves less than "
-            f"{LARGE:.0%}. A base model and its SFT are so, of which extrapolation gains nothing."
+            f"they lie far apart for preference training: {numbers}; DPO mostly leaves less "
+            f"than {LARGE:.0%}. A base model and its SFT often do, of which it gained nothing."
         )
     kinds = {
         side.tensors[name].dtype.itemsize

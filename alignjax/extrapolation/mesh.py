@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax.extrapolation.alphas import Place, Rules, of_tensors
+from alignjax.extrapolation.arithmetic import rounded
 from alignjax.models.decoder import Decoder
 from alignjax.models.families import tensor_names
 from alignjax.weights.source import is_stacked, leaf_name
@@ -27,7 +28,8 @@ def extrapolate(strong, weak, alpha):
 def _leaf(theta, theta_sft, alpha):
     alpha = jnp.asarray(alpha, jnp.float32)
     wide = theta.astype(jnp.float32)
-    moved = (wide + alpha * (wide - theta_sft.astype(jnp.float32))).astype(theta.dtype)
+    product = alpha * (wide - theta_sft.astype(jnp.float32))
+    moved = (wide + rounded(product, (alpha != alpha).astype(jnp.uint32))).astype(theta.dtype)
     # As integers: what a NaN carries would not outlive a float's way through the processor.
     kind = _BITS[theta.dtype.itemsize]
     bits = [

@@ -8,6 +8,7 @@ import numpy as np
 
 from alignjax.extrapolation.arithmetic import extrapolated
 from alignjax.extrapolation.pair import Pair, Rows
+from alignjax.files import is_remote
 from alignjax.weights.layout import Part
 from alignjax.weights.safetensors import as_stored, stored_dtype
 from alignjax.weights.source import Source
@@ -28,22 +29,26 @@ class Work:
         moving = sorted({alpha for alpha in alphas if alpha not in (0.0, -1.0)})
         found = dict(zip(moving, self._moved(part, rows, moving), strict=True))
         kept = self.pair.kept_in(part.name, part.index)
-        own = as_stored(self.pair.strong, part.name, rows.strong, self.dtype)
+        whole = not len(kept) and rows.weak is not None and len(rows.weak) == len(rows.strong)
+        if whole and 0.0 not in alphas:
+            own = rows.strong  # not asked for; rounding it to the output's dtype takes time
+        else:
+            own = as_stored(self.pair.strong, part.name, rows.strong, self.dtype)
         result = []
         for alpha in alphas:
             if alpha == 0.0:
                 result.append(own)
                 continue
-            moved = self._weak(part, rows, own) if alpha == -1.0 else found[alpha]
-            if len(kept) or len(moved) < len(own):
+            moved = self._weak(part, rows) if alpha == -1.0 else found[alpha]
+            if not whole:
                 moved = np.concatenate([moved, own[len(moved) :]])
                 moved[kept] = own[kept]
             result.append(moved)
         return [one.astype(part.kind, copy=False) for one in result]
 
-    def _weak(self, part: Part, rows: Rows, own: np.ndarray) -> np.ndarray:
-        name = self.pair.weak_name(part.name)
-        return as_stored(self.pair.weak, name, rows.weak, own.dtype.name)
+    def _weak(self, part: Part, rows: Rows) -> np.ndarray:
+        kind = stored_dtype(self.pair.strong, part.name, self.dtype)
+        return as_stored(self.pair.weak, self.pair.weak_name(part.name), rows.weak, kind.name)
 
     def _moved(self, part: Part, rows: Rows, alphas: list[float]) -> list[np.ndarray]:
         if not alphas:
@@ -69,7 +74,10 @@ class Work:
 def fingerprint(side: Source) -> dict:
     """What tells a side from another one, without reading its weights."""
     files = sorted({stored.file for stored in side.tensors.values()})
-    stats = {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    stats = {
+        str(file): () if is_remote(file) else (file.stat().st_size, file.stat().st_mtime_ns)
+        for file in files
+    }
     return {"path": str(side.path), "config": side.config, "files": stats}
 
 

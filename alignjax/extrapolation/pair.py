@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alignjax.extrapolation.alphas import Place
+from alignjax.extrapolation.alphas import Place, Rules, of_tensors
 from alignjax.files import read_json
 from alignjax.models.decoder import DecoderConfig
 from alignjax.models.families import tensor_names
@@ -43,6 +43,13 @@ class Pair:
     weak: Source
     places: dict[str, Place]  # of the tensors that are extrapolated
     kept: np.ndarray  # rows of the embedding and head that stay as they are, int64, ascending
+
+    def alphas(self, rules: Rules, alpha: float) -> dict[str, float]:
+        """The alpha of each tensor; a stored copy of a tied head has the embedding's."""
+        tied = self.places.get(HEAD) == self.places[EMBED]
+        own = {name: place for name, place in self.places.items() if not (tied and name == HEAD)}
+        found = of_tensors(rules, alpha, own)
+        return found | ({HEAD: found[EMBED]} if tied else {})
 
     def weak_name(self, name: str) -> str:
         """The weak side's tensor; a head that is tied there is its embedding."""

@@ -42,13 +42,21 @@ def _modules(groups: dict[str, Delta], report: str) -> Table:
 
 def _layers(layers: list[dict[str, Delta]]) -> Table:
     names = [name for name in GROUPS if any(one[name].elements for one in layers)]
-    table = Table(title="norm of the delta, of theta's, by layer", title_justify="left")
-    for name in ("layer", *names):
+    title = "by layer: norm of each module's delta, of theta's; and all modules"
+    table = Table(title=title, title_justify="left")
+    for name in ("layer", *names, "norm", "of theta's", "cosine", "below one ulp"):
         table.add_column(name, justify="right")
     step = -(-len(layers) // _LINES)
     for first in range(0, len(layers), step):
         part = layers[first : first + step]
-        sums = {name: sum((one[name] for one in part), Delta()) for name in names}
-        title = str(first) if len(part) == 1 else f"{first} to {first + len(part) - 1}"
-        table.add_row(title, *(f"{one.relative:.4%}" for one in sums.values()))
+        sums = [sum((one[name] for one in part), Delta()) for name in names]
+        whole = sum(sums, Delta())
+        table.add_row(
+            str(first) if len(part) == 1 else f"{first} to {first + len(part) - 1}",
+            *(f"{one.relative:.4%}" for one in sums),
+            f"{whole.delta_delta**0.5:.4g}",
+            f"{whole.relative:.4%}",
+            f"{whole.cosine:+.4f}",
+            f"{whole.below / whole.elements:.1%}",
+        )
     return table

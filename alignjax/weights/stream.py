@@ -3,19 +3,19 @@
 What is not finished lies in a directory beside the target, `.NAME.unfinished`: `result`, which
 takes the target's name at the end; `about.json`, which says of what; and for each process the
 number of its parts that are written. A process that was killed has written what it noted, as long
-as the machine still runs; so the note names the machine's start.
+as the machine still runs; so the note names the machine's start. As with `cp`, the system brings
+to the disk when it likes what a process has written and ended.
 """
 
 import json
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from alignjax import lock
 from alignjax.files import is_remote, naming, whole_directory, write_whole
 from alignjax.processes import first_holds, is_first, on_first
 from alignjax.weights.layout import Layout, Part, write_part
-from alignjax.weights.together import at_once
+from alignjax.weights.together import at_once, check_alone
 
 WORKERS = 3  # threads, of which one computes while others read and write
 MOST = 1 << 21  # bytes of a part: two of it and a few of the arithmetic's pieces fit into a cache
@@ -55,8 +55,11 @@ def written(target: Path) -> int:
     """Bytes on the disk that an earlier try left."""
     if is_remote(target):
         return 0
-    files = (file for file in _place(target).rglob("*") if file.is_file())
-    return sum(512 * file.stat().st_blocks for file in files)
+    size = 0
+    for file in _place(target).rglob("*"):
+        with suppress(FileNotFoundError):  # another run ends there just now
+            size += 512 * file.stat().st_blocks if file.is_file() else 0
+    return size
 
 
 def mine(parts: list[Part]) -> list[Part]:
@@ -84,16 +87,16 @@ def fill(
     before = size = sum(part.size for part in parts[:done]) * len(directories)
     started = time.monotonic()
     np.empty(_KEPT, np.uint8)  # let go of at once; see there
-    broken = threading.Event()
+    broken: list[BaseException] = []
 
     def write(part: Part) -> None:
-        if broken.is_set():
-            return
+        if broken:
+            raise broken[0]  # so that nothing behind it counts as written
         try:
             for name, content in zip(directories, work(part), strict=True):
                 write_part(unfinished.result / name, layout, part, content)
-        except BaseException:
-            broken.set()
+        except BaseException as error:
+            broken.append(error)
             raise
 
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -140,8 +143,9 @@ def unfinished(target: Path, about: dict) -> Iterator[Unfinished]:
     """A directory to fill, on all processes; it takes its name when the block ends well.
 
     What a killed process left of the same work (`about`, of JSON's values) is gone on with.
-    Mistakes leave nothing. On an object store it begins anew, and one process alone writes.
+    Mistakes leave nothing. On an object store it begins anew, and one process alone may write.
     """
+    check_alone(target)
     if is_remote(target):
         with whole_directory(target, replace=True) as at, tempfile.TemporaryDirectory() as notes:
             yield Unfinished(at, Path(notes), False)
@@ -177,7 +181,8 @@ def begin(one: Unfinished, layout: Layout, directories: list[str], about: dict) 
 def _left(place: Path, about: dict) -> bool:
     """Whether the same work was begun; what was left of other work goes."""
     file = place / "about.json"
-    if file.is_file() and json.loads(file.read_text()) == json.loads(json.dumps(about)):
+    there = file.is_file() and (place / "result").is_dir()
+    if there and json.loads(file.read_text()) == json.loads(json.dumps(about)):
         return True
     for path in place.iterdir():
         if path.name != ".lock":

@@ -19,6 +19,14 @@ def share(items: list) -> list:
     return items[jax.process_index() :: jax.process_count()]
 
 
+def run_of(items: list) -> list:
+    """The items of which this process takes care: as many as any other, one behind the other."""
+    first, last = (
+        len(items) * (jax.process_index() + number) // jax.process_count() for number in (0, 1)
+    )
+    return items[first:last]
+
+
 def at_once(work: Callable[[], Result]) -> Result:
     """What `work` gives, done by every process at the same time.
 
@@ -45,6 +53,12 @@ def agree(problem: Exception | None) -> None:
     in_turn(own)
 
 
+def check_alone(target: Path) -> None:
+    """Raises ValueError where several processes are to write one directory of an object store."""
+    if is_remote(target) and jax.process_count() > 1:
+        raise ValueError(f"{target}: one process alone writes to an object store; start just one.")
+
+
 @contextmanager
 def shared_directory(target: Path) -> Iterator[Path]:
     """`whole_directory` for all processes: each of them fills the same one.
@@ -56,8 +70,7 @@ def shared_directory(target: Path) -> Iterator[Path]:
         with whole_directory(target, replace=True) as directory:
             yield directory
         return
-    if is_remote(target):
-        raise ValueError(f"{target}: one process alone writes to an object store; start just one.")
+    check_alone(target)
     with ExitStack() as stack:
         whole = partial(whole_directory, target, replace=True)
         yield Path(on_first(lambda: str(stack.enter_context(whole()))))
