@@ -87,11 +87,20 @@ def save(manager, state: State, step: int, config, metrics: dict[str, float] | N
         manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(leaves),
+                state=ocp.args.StandardSave(leaves, save_args=_chunks(leaves)),
                 config=ocp.args.JsonSave(configs.to_dict(config)),
             ),
             metrics=metrics,
         )
+
+
+def _chunks(leaves: dict[str, jax.Array]) -> dict[str, ocp.SaveArgs]:
+    """Matrices of all layers lie in chunks of one layer, so that it can be read without others."""
+    stacked = ocp.SaveArgs(shard_axes=(0,))
+    return {
+        name: stacked if "blocks." in name and leaf.ndim == 3 else ocp.SaveArgs()
+        for name, leaf in leaves.items()
+    }
 
 
 def wait(manager, state: State) -> None:

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tensorstore
 from conftest import BF16, bytes_of, mesh, tiny_config, write_model
+from expomodels import save_run
 from safetensors.numpy import load_file
 
 from alignjax import checkpoint, optim
@@ -118,8 +119,11 @@ def test_the_config_of_a_run_says_float32_whatever_it_started_from(run, tmp_path
     assert orbax.open_orbax(tmp_path / "run").config["torch_dtype"] == "float32"
 
 
-def test_a_chunk_of_many_layers_is_decoded_once(run, tmp_path, monkeypatch):
-    """One cache for all arrays has room for those chunks of one array in which its layers lie."""
+def test_a_chunk_is_decoded_once(run, tmp_path, monkeypatch):
+    """One cache for all arrays has room for those chunks of one array in which a row lies.
+
+    Where a chunk has several layers, as Orbax alone would save, for those in which layers do.
+    """
     limits = []
     original = tensorstore.Context
 
@@ -128,10 +132,26 @@ def test_a_chunk_of_many_layers_is_decoded_once(run, tmp_path, monkeypatch):
         return original(*spec)
 
     by_layer = orbax_write.write_model(orbax.open_orbax(run), tmp_path / "by-layer", "source")
+    write_model(tmp_path / "weak", tiny_config(False))
+    monkeypatch.setattr(checkpoint, "_chunks", lambda leaves: None)
+    mesh(1, 4, 2)
+    all_layers = save_run(tmp_path, "weak")
     monkeypatch.setattr(tensorstore, "Context", spy)
-    for path in (run, by_layer):
+    for path in (run, by_layer, all_layers):
         orbax.open_orbax(path)
-    assert limits == [4 * 3 * 64 * 32, 4 * 128 * 32]  # an MLP weight of all layers; the embedding
+    # Half of the embedding's rows; all of them; an MLP weight of all layers.
+    assert limits == [4 * 64 * 32, 4 * 128 * 32, 4 * 3 * 64 * 32]
+
+
+def test_a_run_saves_each_layer_in_chunks_of_its_own(run):
+    found = orbax._open_arrays(orbax._place(run))
+    for leaf in ("blocks.q", "blocks.gate", "blocks.down"):
+        shape, chunk = found[leaf].shape, found[leaf].chunk_layout.read_chunk.shape
+        assert chunk == (1, shape[1] // 4, shape[2] // 2) or chunk == (
+            1,
+            shape[1] // 2,
+            shape[2] // 4,
+        )
 
 
 def test_rows_that_pad_the_vocabulary_are_no_part_of_a_run(tmp_path):

@@ -245,9 +245,9 @@ def array_spec(directory: Path, name: str, ocdbt: bool, zarr3: bool, strict: boo
 def _open_arrays(place: _Place) -> dict:
     """Leaf -> tensorstore array; all of them keep the chunks that they read last.
 
-    An array that was saved from few devices is one chunk of all layers, or few: without a cache
-    each layer would decode it again. The cache has room for those chunks of one array in which a
-    layer lies, or where a chunk is a part of a layer, for one of them.
+    A chunk is decoded for any part of it: without a cache, again for each. The cache has room for
+    those of one array in which a row lies; or where others than a run of ours put several layers
+    into a chunk, for those in which a layer does.
     """
     import tensorstore as ts
 
@@ -256,9 +256,9 @@ def _open_arrays(place: _Place) -> dict:
     for name, spec in specs.values():
         array = _open_array(place, name, spec, ts.Context())
         chunk = array.chunk_layout.read_chunk.shape
-        if len(chunk) == 3 and chunk[0] > 1:
-            rest = zip(array.shape[1:], chunk[1:], strict=True)
-            chunk = (chunk[0], *(-(-n // c) * c for n, c in rest))
+        first = 1 if len(chunk) == 3 and chunk[0] > 1 else len(chunk) - 1  # held from end to end
+        rest = zip(array.shape[first:], chunk[first:], strict=True)
+        chunk = (*chunk[:first], *(-(-n // c) * c for n, c in rest))
         cached = max(cached, math.prod(chunk) * array.dtype.numpy_dtype.itemsize)
     context = ts.Context({"cache_pool": {"total_bytes_limit": cached + _SPARE_CACHE}})
     return {leaf: _open_array(place, *found, context) for leaf, found in specs.items()}
