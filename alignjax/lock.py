@@ -4,11 +4,12 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from alignjax.files import is_remote, write_whole
@@ -24,7 +25,7 @@ def held(directory: Path, key: str = "--run_dir") -> Iterator[None]:
 
     On a disk by `flock`, which the kernel lets go of when the process dies, however it dies. An
     object store has no locks: there a heartbeat is written each 30 seconds, and a run that has
-    missed them for 180 seconds counts as dead.
+    missed them for 180 seconds counts as dead, and ends at its next one if another has taken over.
 
     Raises ValueError with the owner's host and process id where another run holds it.
     """
@@ -62,7 +63,14 @@ def _beating(directory: Path) -> Iterator[None]:
 
     def beat_on() -> None:
         while not ended.wait(BEAT_SECONDS):
-            beat()
+            owner = _owner(file)
+            if owner and owner["run"] != me["run"]:  # this one stood still for too long
+                said = f"error: {_refusal(directory, owner, '--run_dir')}"
+                print(said, file=sys.stderr, flush=True)
+                os._exit(2)
+            else:
+                with suppress(Exception):  # a store's client's own; the next beat tries again
+                    beat()
 
     beat()
     time.sleep(SETTLE_SECONDS)
@@ -76,7 +84,17 @@ def _beating(directory: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        file.unlink(missing_ok=True)
+        owner = _owner(file)
+        if owner and owner["run"] == me["run"]:
+            file.unlink(missing_ok=True)
+
+
+def _owner(file: Path) -> dict | None:
+    """Whose claim there is on an object store; None where there is none, or it cannot be read."""
+    try:
+        return json.loads(file.read_text())
+    except Exception:  # what a store's client raises
+        return None
 
 
 def _me() -> dict:

@@ -97,6 +97,39 @@ def test_a_run_that_missed_its_beats_counts_as_dead(bucket):
         assert json.loads((bucket / ".lock").read_text())["pid"] == os.getpid()
 
 
+def test_a_beat_that_fails_is_tried_again(bucket, monkeypatch):
+    original, calls = lock.write_whole, []
+
+    def write_whole(*arguments):
+        calls.append(arguments)
+        if len(calls) in (2, 3):
+            raise ConnectionError("the store is away")
+        original(*arguments)
+
+    monkeypatch.setattr(lock, "write_whole", write_whole)
+    with lock.held(bucket):
+        first, end = beat(bucket), time.monotonic() + 10
+        while beat(bucket) == first and time.monotonic() < end:
+            time.sleep(0.02)
+        assert beat(bucket) > first and len(calls) > 3
+
+
+def test_a_run_whose_place_was_taken_ends_and_leaves_the_claim(bucket, monkeypatch, capsys):
+    """It stood still for so long that it counted as dead."""
+    other = {"host": "far", "pid": 7, "since": "noon", "run": "x", "beat": time.time()}
+    codes = []
+    monkeypatch.setattr(lock.os, "_exit", codes.append)
+    with lock.held(bucket):
+        (bucket / ".lock").write_text(json.dumps(other))
+        end = time.monotonic() + 10
+        while not codes and time.monotonic() < end:
+            time.sleep(0.02)
+    assert set(codes) == {2}
+    assert json.loads((bucket / ".lock").read_text()) == other
+    said = f"error: {bucket}: another run is writing here (process 7 on far, since noon); "
+    assert capsys.readouterr().err.startswith(said)
+
+
 def test_of_two_that_claim_at_once_the_later_one_has_it(bucket, monkeypatch):
     def overtaken(seconds):
         other = {"host": "far", "pid": 7, "since": "noon", "run": "x", "beat": time.time()}
