@@ -75,7 +75,7 @@ def item_terms(stage: Stage, scores: np.ndarray, ref: np.ndarray, data: TokenSet
 def means(terms) -> dict[str, float]:
     """Metrics of the whole set, with `eval_` in front."""
     return {
-        f"eval_{name}": float(values.sum() / counts.sum())
+        f"eval_{name}": float(values.sum() / (counts.sum() or 1.0))  # of weights that may all be 0
         for name, (values, counts) in terms.items()
     }
 

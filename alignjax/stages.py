@@ -190,7 +190,12 @@ def pairs_per_token(stage: Stage, batch: Batch) -> jax.Array | float:
     chosen_ABM = (batch.targets > 0) & (segments_ABM % 2 == 1)
     places_ABM = jnp.maximum(segments_ABM - 1, 0) // 2
     weight_ABM = jnp.take_along_axis(batch.weight, places_ABM, axis=2)
-    return batch.weight.sum() / jnp.where(chosen_ABM, weight_ABM, 0).sum()
+    return batch.weight.sum() / counted(jnp.where(chosen_ABM, weight_ABM, 0).sum())
+
+
+def counted(number: jax.Array) -> jax.Array:
+    """A sum of weights to divide by: 1 where all are 0, and so is what it divides."""
+    return jnp.where(number == 0, 1, number)
 
 
 def _spread(rewards_BPS: jax.Array, real_BPS: jax.Array) -> dict[str, jax.Array]:

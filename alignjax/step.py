@@ -12,7 +12,7 @@ from alignjax.config import Compute
 from alignjax.data.batches import Batch
 from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
-from alignjax.stages import EXTREMES, Scoring, Stage, batch_loss, pairs_per_token
+from alignjax.stages import EXTREMES, Scoring, Stage, batch_loss, counted, pairs_per_token
 
 
 class State(NamedTuple):
@@ -40,13 +40,14 @@ def gradients(
     """Gradient and metrics of the first `micro_batches` of a batch [A, B, ...].
 
     The gradient is that of the loss summed over the whole batch divided by its count, accumulated
-    in float32, so micro-batches, devices and padding do not change it.
+    in float32, so micro-batches, devices and padding do not change it. It is 0 where every item
+    has the weight 0.
     """
     rate = pairs_per_token(stage, batch)
     loss = partial(batch_loss, stage=stage, compute=compute, pairs_per_token=rate)
     grad = jax.grad(loss, has_aux=True)
     grads, sums = _joined(partial(grad, model), batch, micro_batches)
-    count = sums["loss"][1]
+    count = counted(sums["loss"][1])
     return jax.tree.map(lambda g: g / count, grads), _means(sums)
 
 
@@ -73,7 +74,7 @@ def _joined(part: Callable, batch: Batch, micro_batches: jax.Array):
 
 
 def _means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: total / number for name, (total, number) in sums.items()}
+    return {name: total / counted(number) for name, (total, number) in sums.items()}
 
 
 @partial(jax.jit, static_argnames=("stage", "compute", "tx", "ema_decay"), donate_argnames="state")

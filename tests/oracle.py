@@ -73,15 +73,16 @@ def chat_sequence(prompt: list[dict], answer: list[dict], train_on: str) -> Sequ
         if i in (answers[-1:] if train_on == "last" else answers):
             trained += range(len(ids), len(ids) + len(words))
         ids += [*words, len(SPECIAL) + ord("\n")]
-    return Sequence(ids, trained)
+    return Sequence(ids, list(range(1, len(ids))) if train_on == "everything" else trained)
 
 
-def plain_sequence(prompt: str, answer: str) -> Sequence:
+def plain_sequence(prompt: str, answer: str, train_on: str = "all") -> Sequence:
     """What ends behind the prompt is trained, through one end token."""
     spelt = spell(prompt + answer)
     if spelt[-1][0] != END:
         spelt.append((END, len(prompt + answer) + 1))
-    trained = [i for i, (_, end) in enumerate(spelt) if end > len(prompt) and i > 0]
+    begin = -1 if train_on == "everything" else len(prompt)
+    trained = [i for i, (_, end) in enumerate(spelt) if end > begin and i > 0]
     return Sequence([token for token, _ in spelt], trained)
 
 
@@ -124,7 +125,10 @@ class Texts(NamedTuple):
 
 
 def sft_case(texts: Texts, strings: str, train_on: str) -> Case:
-    kind = texts.rng.choice(["messages", "lists", "strings"])
+    kind = texts.rng.choice(["messages", "lists", "strings", "text"])
+    if kind == "text":
+        row = {"text": texts.some()}
+        return Case(row, [plain_sequence("", row["text"], train_on)])
     turns = texts.conversation()
     if kind == "messages":
         turns += [{"role": "user", "content": texts.some()}] * (texts.rng.random() < 0.2)
@@ -139,7 +143,7 @@ def sft_case(texts: Texts, strings: str, train_on: str) -> Case:
 
 def from_strings(prompt: str, answer: str, strings: str, train_on: str) -> Sequence:
     if strings == "plain":
-        return plain_sequence(prompt, answer)
+        return plain_sequence(prompt, answer, train_on)
     question = {"role": "user", "content": prompt}
     return chat_sequence([question], [{"role": "assistant", "content": answer}], train_on)
 
@@ -167,6 +171,8 @@ def pair_case(texts: Texts, strings: str, train_on: str) -> Case:
 def expected_items(case: Case, data: Data) -> list[list[Sequence]]:
     """The items of a row: one, none, or the pieces of a long conversation."""
     limit, sides = data.max_length, case.sides
+    if not any(side.trained for side in sides):
+        return []  # a text of one token, behind which no other is to be told
     if len(sides) == 2 and sides[0].ids == sides[1].ids:
         return []
     if all(len(side.ids) <= limit for side in sides):

@@ -7,7 +7,7 @@ from alignjax.data import rows
 
 SFT_NEEDS = (
     "an SFT row needs `messages`, or `prompt` and `completion`, or `conversations`, or "
-    "`instruction` and `output`; it has "
+    "`instruction` and `output`, or `text`; it has "
 )
 PAIR_NEEDS = (
     "a preference row needs `chosen` and `rejected`, and a prompt as `prompt`, `conversations` or "
@@ -22,7 +22,9 @@ ADD_PROMPT = (
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"text": "t", "id": 1}, SFT_NEEDS + "`text`, `id`."),
+        ({"words": "t", "id": 1}, SFT_NEEDS + "`words`, `id`."),
+        ({"text": 1}, "`text` must be a string, not a number."),
+        ({"text": " "}, "`text` is empty; fill it in, or remove the row."),
         ({}, SFT_NEEDS + "no columns."),
         ({"prompt": "q"}, SFT_NEEDS + "`prompt`."),
         ({"messages": None}, SFT_NEEDS + "`messages` (null)."),

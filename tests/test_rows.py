@@ -257,12 +257,29 @@ def test_implicit_prompt_of_plain_strings(chosen, rejected):
 
 def test_carried_columns():
     row = {"margin": 2, "weight": 0.5, "source": "people", "prompt": "q"}
-    found = rows.carried(row, PLACE)
+    found = rows.carried("rm", row, PLACE)
     assert found == {"margin": 2.0, "weight": 0.5, "source": "people"}
     assert type(found["margin"]) is float
-    assert rows.carried({"margin": -1.5, "weight": 0}, PLACE) == {"margin": -1.5, "weight": 0.0}
-    assert rows.carried({"margin": None, "weight": None, "source": None}, PLACE) == {}
-    assert rows.carried({}, PLACE) == {}
+    found = rows.carried("rm", {"margin": -1.5, "weight": 0}, PLACE)
+    assert found == {"margin": -1.5, "weight": 0.0}
+    assert rows.carried("rm", {"margin": None, "weight": None, "source": None}, PLACE) == {}
+    assert rows.carried("rm", {}, PLACE) == {}
+
+
+@pytest.mark.parametrize("strings", ["chat", "plain"])
+def test_a_text_is_all_answer(strings):
+    (side,) = rows.example("sft", {"text": "a b", "id": 1}, PLACE, strings).sides
+    assert (side.prompt, side.answer) == ("", "a b")
+
+
+def test_two_scores_are_a_margin_for_dpo_which_chooses_by_it_alone():
+    row = {"score_chosen": 8.5, "score_rejected": 6}
+    assert rows.carried("dpo", row, PLACE) == {"margin": 2.5}
+    assert rows.carried("dpo", row | {"margin": 1}, PLACE) == {"margin": 1.0}
+    assert rows.carried("dpo", {"score_chosen": 8.5}, PLACE) == {}
+    assert rows.carried("rm", row, PLACE) == {}
+    with pytest.raises(ValueError, match="`score_chosen`"):
+        rows.carried("dpo", row | {"score_chosen": "good"}, PLACE)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +300,7 @@ def test_carried_columns():
     ],
 )
 def test_carried_refusals(row, sentence):
-    assert refusal(rows.carried, row, PLACE) == f"{WHERE}: {sentence}"
+    assert refusal(rows.carried, "rm", row, PLACE) == f"{WHERE}: {sentence}"
 
 
 # Real files

@@ -252,6 +252,16 @@ def test_loss_gradient_and_metrics_of_every_kind_by_hand(config):
     assert_same((metrics, jax.tree.map(to_host, jax.grad(weighed)(model))), (metrics, grads))
 
 
+@pytest.mark.parametrize(
+    "config", [DPO(), DPO(sft_weight=0.2), SFT()], ids=["dpo", "dpo-sft", "sft"]
+)
+def test_a_step_of_items_that_all_weigh_nothing_has_no_gradient(config):
+    batch = packed(1 if isinstance(config, SFT) else 2)
+    metrics, grads = gradients(batch._replace(weight=0 * batch.weight), 2, stage_of(config))
+    assert metrics["loss"] == 0 and all(np.isfinite(value) for value in metrics.values())
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
 def stepped(decay: float, steps: int, sizes=(1, 1, 1)):
     """Models after each step, from before the first one, and the last state."""
     mesh(*sizes)

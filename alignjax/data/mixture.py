@@ -62,7 +62,8 @@ def _ranked(pool: np.ndarray, data: TokenSet, config: Data, seed: int) -> np.nda
         if "margin" not in data.columns:
             raise ValueError(
                 "data.select=score_gap: no row has a `margin`, by which the chosen answer's score "
-                "is above the rejected one's; add that column, or choose another selection."
+                "is above the rejected one's (for dpo also `score_chosen` and `score_rejected`); "
+                "add that column, or choose another selection."
             )
         return pool[np.argsort(-data.margin[pool], kind="stable")]
     chosen = data.trained_counts()[pool, 0]

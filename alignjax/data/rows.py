@@ -1,8 +1,9 @@
 """A row's columns -> an `Example`: one side for SFT, (chosen, rejected) for a preference pair.
 
 The columns are TRL's (`messages`; `prompt` and `completion`; `prompt`, `chosen`, `rejected`),
-ShareGPT's (`conversations`) or Alpaca's (`instruction`, `input`, `output`), or those of a set of
-responses (see `sets`). Where a row has those of several, the first of this order counts.
+ShareGPT's (`conversations`) or Alpaca's (`instruction`, `input`, `output`), TRL's `text`, which is
+all trained on as it is, or those of a set of responses (see `sets`). Where a row has those of
+several, the first of this order counts.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from alignjax.data.columns import (
 from alignjax.data.conversations import check_conversation, read_messages
 from alignjax.data.formats import Place, type_name
 
-_SFT = ("messages", "prompt", "completion", "conversations", "instruction", "output")
+_SFT = ("messages", "prompt", "completion", "conversations", "instruction", "output", "text")
+_SCORES = ("score_chosen", "score_rejected")
 _PAIR = ("chosen", "rejected", "prompt", "conversations", "instruction")
 
 
@@ -73,12 +75,20 @@ def user_turns(example: Example) -> int:
     return 0 if isinstance(prompt, str) else sum(turn["role"] == "user" for turn in prompt)
 
 
-def carried(row: dict, place: Place) -> dict[str, float | str]:
-    """The columns `margin`, `weight` and `source` of a row, those that hold something."""
+def carried(stage: str, row: dict, place: Place) -> dict[str, float | str]:
+    """The columns `margin`, `weight` and `source` of a row, those that hold something.
+
+    For dpo, which chooses pairs by the margin and does not train on it, the margin may also be
+    that of UltraFeedback's `score_chosen` over `score_rejected`.
+    """
     found: dict[str, float | str] = {}
     for name in ("margin", "weight"):
         if row.get(name) is not None:
             found[name] = number(row[name], name, place)
+    scores = [row.get(name) for name in _SCORES]
+    if stage == "dpo" and "margin" not in found and None not in scores:
+        better, worse = (number(row[name], name, place) for name in _SCORES)
+        found["margin"] = better - worse
     if found.get("weight", 0.0) < 0:
         raise ValueError(
             f"{place}: `weight` is {row['weight']}; it must be 0 or more (swap `chosen` and "
@@ -113,11 +123,15 @@ def _sft(row: dict, place: Place, strings: str) -> Side:
         answer = turns_of(row["output"], "output", "assistant", strings, place)
         side = side_of(alpaca_prompt(row, place, strings), answer, "output", place)
         return Side([], [*side.prompt, *side.answer])  # data.train_on decides about old answers
+    if "text" in held:
+        if not isinstance(row["text"], str):
+            raise ValueError(f"{place}: `text` must be a string, not {type_name(row['text'])}.")
+        return Side("", turns_of(row["text"], "text", "assistant", "plain", place))
     pair = {"chosen", "rejected"} <= held
     hint = " (a preference pair, where an SFT row has one answer)" if pair else ""
     raise ValueError(
         f"{place}: an SFT row needs `messages`, or `prompt` and `completion`, or `conversations`, "
-        f"or `instruction` and `output`; it has {listed(row, _SFT)}{hint}."
+        f"or `instruction` and `output`, or `text`; it has {listed(row, _SFT)}{hint}."
     )
 
 

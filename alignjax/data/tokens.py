@@ -25,7 +25,7 @@ from alignjax.data.tokenset import TokenSet
 from alignjax.files import whole_directory, write_whole
 from alignjax.weights.safetensors import COMPANIONS
 
-_VERSION = 8  # of what is stored; a change makes every cache anew
+_VERSION = 9  # of what is stored; a change makes every cache anew
 _CHUNK = 1000  # sides encoded together, enough to keep all cores at work
 _ARRAYS = {
     "tokens": np.int32,
@@ -151,7 +151,7 @@ def _read(data: Data, stage: str, held_out: bool) -> Iterator[_Read | None]:
 def _example(stage: str, row: sources.Row, strings: str) -> _Read:
     try:
         example = rows.example(stage, row.values, row.place, strings)
-        carried = rows.carried(row.values, row.place)
+        carried = rows.carried(stage, row.values, row.place)
         return _Read(row.place, row.part, example, carried, "")
     except ValueError as error:
         return _Read(row.place, row.part, None, {}, str(error))
