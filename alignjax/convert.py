@@ -60,6 +60,8 @@ def check(args: Convert) -> None:
 
 def convert(args: Convert) -> int:
     """Reads a model and writes it, nothing of it changed but what the arguments ask for."""
+    from jax import process_count
+
     from alignjax.files import check_space, location
     from alignjax.processes import in_turn
     from alignjax.progress import gigabytes, phase, say
@@ -70,6 +72,8 @@ def convert(args: Convert) -> int:
 
     if args.check:
         check_transformers()
+        if process_count() > 1:
+            raise ValueError("--check: one process compares; start one alone, or leave it out.")
     with phase(f"opening {args.src}"):
         cache = configs.cache_dir(configs.SFT())
         source = in_turn(lambda: open_model(args.src, cache, "--src"))

@@ -113,6 +113,7 @@ def _steps(
             stopping = asked(done)
             evaluating = _evaluates(run, done)
             saving = stopping or done % config.checkpoint.every == 0 or done == total
+            saving = saving or (evaluating and bool(config.checkpoint.best))
             if not (evaluating or saving):
                 continue
             line, pending = finish(), None

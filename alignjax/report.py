@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alignjax import divergence, evaluation, metrics
+from alignjax.files import load_array
 from alignjax.progress import console
 from alignjax.run import Baseline, Run
 
@@ -28,7 +29,7 @@ def show(run: Run, base: Baseline, before: list[dict], after: list[dict], export
     for name in ("step 0", f"step {steps}", "change [95 % interval]"):
         table.add_column(name, justify="right", overflow="fold")
     if run.held_out:
-        final = np.load(run.directory / "eval" / f"step-{steps}.npy")
+        final = load_array(run.directory / "eval" / f"step-{steps}.npy")
         start, end = (
             evaluation.item_terms(run.stage, logps, base.ref_held_out, run.held_out)
             for logps in (base.logps_held_out, final)

@@ -164,10 +164,10 @@ def planned(config: configs.Training, weights: bool = True) -> Run:
         raise ValueError(
             f"{config.data.path}: no row is left to train on; the table above says where they went."
         )
-    if config.data.eval_path and not len(held_out):
+    if held_out.counts["read"] and not len(held_out):
         raise ValueError(
-            f"{config.data.eval_path}: no row is left to evaluate on; the table above says where "
-            "they went."
+            f"{config.data.eval_path or config.data.path}: no row is left to evaluate on; the "
+            "table above says where they went."
         )
     if config.checkpoint.best and not len(held_out):
         raise ValueError(

@@ -14,7 +14,8 @@ def asked_to_stop() -> Iterator[Callable[[int], bool]]:
     """While the block runs a signal does not end the process; yields `asked(step)`.
 
     Call it after each step, on every process: it is true at one step, the same for all, after a
-    signal reached any of them. A second signal ends the process at once.
+    signal reached any of them. A second signal, of several processes a second Ctrl-C, ends the
+    process at once.
 
     Several processes agree through jax's preemption service, which takes SIGTERM for itself.
     """

@@ -21,7 +21,8 @@ PAIRS = 61_135
 whole = DPO(
     name="zephyr_7b_dpo",
     beta=0.01,
-    model=Model(path="alignment-handbook/zephyr-7b-sft-full"),
+    # Its own template has no BOS, which the handbook's trainers put in front of every sequence.
+    model=Model(path="alignment-handbook/zephyr-7b-sft-full", chat_template="zephyr"),
     mesh=Mesh(fsdp=8),
     data=Data(
         path="HuggingFaceH4/ultrafeedback_binarized",

@@ -106,8 +106,8 @@ CONVERSATIONS = {
     "a pair": (
         GOOD,
         "an SFT row needs `messages`, or `prompt` and `completion`, or `conversations`, or "
-        "`instruction` and `output`; it has `prompt`, `chosen`, `rejected` (a preference pair, "
-        "where an SFT row has one answer)",
+        "`instruction` and `output`, or `text`; it has `prompt`, `chosen`, `rejected` (a "
+        "preference pair, where an SFT row has one answer)",
     ),
     "messages of text": (
         {"messages": "hello"},
@@ -366,6 +366,11 @@ def test_held_out_rows_that_are_all_dropped(root, refusal):
     file = rows(root, GOOD, file="train.jsonl")
     assert refusal(f"--data.path={file}", f"--data.eval-path={long}") == (
         f"{long}: no row is left to evaluate on; the table above says where they went."
+    )
+    held = pair(prompt="word " * 100, split="test")
+    file = rows(root, pair(split="train"), held, file="both.jsonl")
+    assert refusal(f"--data.path={file}") == (
+        f"{file}: no row is left to evaluate on; the table above says where they went."
     )
 
 

@@ -1,4 +1,4 @@
-"""Four random kills, one of each kind; `python tests/chaos.py --kills 40` for more."""
+"""Four random kills, two of them in two processes; `python tests/chaos.py --kills 40` for more."""
 
 import chaos
 import pytest

@@ -133,6 +133,14 @@ def test_a_missing_a_misshapen_and_a_strange_tensor(tmp_path):
             + ".",
         ),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; supported: 'silu'."),
+        (
+            {"model_type": "gemma", "hidden_act": "relu"},
+            "hidden_act='relu' is not supported; supported: 'gelu_pytorch_tanh'.",
+        ),
+        (
+            {"model_type": "gemma", "hidden_act": "gelu", "hidden_activation": "gelu"},
+            "hidden_act='gelu' is not supported; supported: 'gelu_pytorch_tanh'.",
+        ),
     ],
 )
 def test_mathematics_that_the_decoder_does_not_compute(tmp_path, change, sentence):

@@ -36,13 +36,15 @@ def test_a_run_leaves_what_it_promises(prepared):
     assert lines[0]["eval_loss"] == pytest.approx(np.log(2), abs=2e-6)
     assert lines[1]["loss"] == pytest.approx(np.log(2), abs=2e-6)
     assert abs(lines[2]["loss"] - np.log(2)) > 1e-4
-    names = "loss grad_norm learning_rate epoch num_tokens tokens_per_second".split()
+    names = "loss grad_norm learning_rate epoch num_tokens tokens_per_second data_wait".split()
     names += [f"rewards/{n}" for n in ("chosen", "rejected", "margins", "accuracies")]
     names += ["logps/chosen", "logps/rejected"]
     assert all(set(names) <= set(line) for line in lines[1:])
     assert [line["step"] for line in lines if "eval_rewards/accuracies" in line] == [0, 10, 20]
     assert lines[-1]["eval_rewards/margins"] > 0 and lines[-1]["eval_loss"] < np.log(2)
     assert lines[-1]["epoch"] == 2.0
+    assert all(0 <= line["data_wait"] < 1 for line in lines[1:])
+    assert np.median([line["data_wait"] for line in lines[2:]]) < 0.05  # of steps of milliseconds
     last = lines[-1]
     assert last["rewards/margins"] == pytest.approx(
         last["rewards/chosen"] - last["rewards/rejected"], abs=1e-6
@@ -103,7 +105,7 @@ def test_eight_devices_train_as_one(prepared):
 def conversations(prepared) -> tuple[Path, str]:
     """An SFT run on the chosen sides and two bad rows; its directory, and what it printed."""
     overrides = ("--data.train-on=last", "--checkpoint.best=eval_loss:max", "--checkpoint.keep=1")
-    overrides += ("--log.eval-every=3", "--data.on-bad-row=skip")
+    overrides += ("--log.eval-every=3", "--checkpoint.every=7", "--data.on-bad-row=skip")
     overrides += ("--samples.prompts=2", "--samples.max-tokens=4")
     rows = [json.loads(line) for line in (prepared / "rows.jsonl").read_text().splitlines()]
     with (prepared / "sft.jsonl").open("w") as out:

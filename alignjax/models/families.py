@@ -119,8 +119,9 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
         if hf.get(key) not in (*values, None):
             raise _refusal(where, key, hf[key], " or ".join(map(repr, values)))
     hf = family.defaults | hf
-    # Gemma's first config.json files name another function, which nothing has ever used.
-    activation = _GELU if hf["model_type"] == "gemma" else hf["hidden_act"]
+    activation = hf["hidden_act"]
+    if hf["model_type"] == "gemma":  # its first config.json files name one that nothing ever used
+        activation = hf.get("hidden_activation") or (_GELU if activation == "gelu" else activation)
     if activation != family.defaults["hidden_act"]:
         raise _refusal(where, "hidden_act", activation, repr(family.defaults["hidden_act"]))
     theta, scaling = _rope(hf, where)
