@@ -3,6 +3,8 @@
 For each size it makes two random Llamas of bfloat16 in shards of 1 GB and measures, each in a
 process of its own and with both models in the system's file cache: `cat` of both and `cp` of one,
 which are the floor; what is shown before anything is written; one alpha; three alphas in one pass.
+Each is timed to the end of its process, when much of what it wrote may still be in memory, and to
+the end of a `sync` after it, when the disk has it.
 `--peers` names a Python with mergekit 0.1.5, and measures it and the paper's own route next to
 them, how many elements each rounds wrongly, and how far mergekit's float32 results differ. Needs
 Linux, and 40 GB of disk for 3e9.
@@ -51,7 +53,7 @@ def main() -> None:
 
 
 def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]:
-    """Step -> seconds from the start of the process to its end, of processors, and memory."""
+    """Step -> what `watched` says of it, the least seconds of all rounds."""
     weak, strong, out = (scratch / name for name in ("weak", "strong", "out"))
     child("make", weak, str(params), script=__file__)
     child("near", weak, strong, script=__file__)
@@ -81,8 +83,8 @@ def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]
             if (out / "config.json").is_file():  # one model, and no copy of the files alone
                 now["misrounded"] = child("misrounded", *sides, out, script=__file__)["share"]
             print(name, now, flush=True)
-            least = min(now["seconds"], found.get(name, now)["seconds"])
-            found[name] = now | {"seconds": least}
+            before = found.get(name, now)
+            found[name] = now | {one: min(now[one], before[one]) for one in ("seconds", "on disk")}
             shutil.rmtree(out, ignore_errors=True)
     if settings.peers:
         found["size"]["agreement"] = agreement(settings.peers, ours, sides, out, scratch)
@@ -122,7 +124,10 @@ def _warm(sides: tuple[Path, ...]) -> None:
 
 
 def watched(command: list[str]) -> dict:
-    """Runs a command; its seconds, those of processors, and the most private memory it held."""
+    """Runs a command; seconds to its end and to the end of a sync, of processors, and memory.
+
+    Memory is the most private memory that the process held.
+    """
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     started, peak, before = time.monotonic(), 0, os.times()
     with tempfile.TemporaryFile() as log:
@@ -135,22 +140,27 @@ def watched(command: list[str]) -> dict:
             log.seek(0)
             raise SystemExit(f"{command}: {log.read().decode()}")
     after = os.times()
+    os.sync()
+    on_disk = time.monotonic() - started
     used = sum(getattr(after, n) - getattr(before, n) for n in ("children_user", "children_system"))
-    return {"seconds": seconds, "cpu": used, "private": peak}
+    return {"seconds": seconds, "on disk": on_disk, "cpu": used, "private": peak}
 
 
 def table(found: dict[str, dict]) -> str:
     size = found["size"]["bytes"]
-    read, write = (found[name]["seconds"] for name in ("cat both", "cp one"))
     lines = [
         f"{size / 2e9:.2f} billion parameters, {size / 1e9:.2f} GB each side",
-        f"{'':20}{'s':>8}{'of the floor':>14}{'CPU s':>8}{'private MB':>12}{'misrounded':>12}",
+        f"{'':20}{'s':>8}{'of floor':>10}{'on disk s':>11}{'of floor':>10}{'CPU s':>8}"
+        f"{'private MB':>12}{'misrounded':>12}",
     ]
     for name, one in found.items():
         if name == "size":
             continue
-        floor = read + (3 if "3 alphas" in name else 1) * write
-        line = f"{name:20}{one['seconds']:8.2f}{one['seconds'] / floor:14.2f}"
+        line = f"{name:20}"
+        for kind, width in (("seconds", 8), ("on disk", 11)):
+            copies = (3 if "3 alphas" in name else 1) * found["cp one"][kind]
+            floor = found["cat both"]["seconds"] + copies
+            line += f"{one[kind]:{width}.2f}{one[kind] / floor:10.2f}"
         line += f"{one['cpu']:8.2f}{one['private'] / 1e6:12.0f}"
         lines.append(line + (f"{one['misrounded']:12.5%}" if "misrounded" in one else ""))
     if "agreement" in found["size"]:
