@@ -2,12 +2,13 @@
 
 For each size it makes two random Llamas of bfloat16 in shards of 1 GB and measures, each in a
 process of its own and with both models in the system's file cache: `cat` of both and `cp` of one,
-which are the floor; what is shown before anything is written; one alpha; three alphas in one pass.
-Each is timed to the end of its process, when much of what it wrote may still be in memory, and to
+or of one three times, which are the floor; what is shown before anything is written; one alpha;
+three alphas in one pass. Each is timed to the end of its process, when much of what it wrote may still be in memory, and to
 the end of a `sync` after it, when the disk has it.
-`--peers` names a Python with mergekit 0.1.5, and measures it and the paper's own route next to
-them, how many elements each rounds wrongly, and how far mergekit's float32 results differ. Needs
-Linux, and 40 GB of disk for 3e9.
+
+`--peers` names the Python of an environment made from peers/mergekit.txt, and measures mergekit and
+the paper's own route next to them, how many elements each rounds wrongly, and how far mergekit's
+float32 results differ. Needs Linux, and 40 GB of disk for 3e9.
 """
 
 import json
@@ -25,6 +26,7 @@ from weights import ROOT, child, private_bytes, settle, timed
 
 ALPHA, ALPHAS = "0.3", "0.1,0.2,0.3"
 SAMPLE = 1 << 21  # elements of a tensor that are compared, at most
+_THRICE = 'for i in 1 2 3; do mkdir -p "$0/$i" && cp "$@" "$0/$i"; done'
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Settings:
     """Measures extrapolation."""
 
     params: tuple[float, ...] = (0.56e9, 1.57e9, 3e9)  # parameters, about
-    peers: str = ""  # Python with mergekit 0.1.5, torch and transformers; empty: not measured
+    peers: str = ""  # Python with mergekit, torch and transformers; empty: not measured
     scratch: str = ""  # directory for the files, deleted at the end; empty: the system's
     rounds: int = 1  # how often everything is measured; the least times count
     json: str = ""  # file for the numbers
@@ -65,6 +67,7 @@ def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]
     steps = {
         "cat both": ["sh", "-c", 'exec cat "$@" > /dev/null', "cat", *files],
         "cp one": ["sh", "-c", 'mkdir -p "$0" && exec cp "$@"', str(out), *one, str(out)],
+        "cp three": ["sh", "-c", _THRICE, str(out), *one],
         "alignjax, report": [*ours, f"--alpha={ALPHA}", "--dry-run"],
         "alignjax, 1 alpha": [*ours, f"--alpha={ALPHA}"],
         "alignjax, 3 alphas": [*ours, f"--alpha={ALPHAS}"],
@@ -73,7 +76,7 @@ def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]
         recipe = scratch / "recipe.yml"
         recipe.write_text(json.dumps(mergekit(weak, strong, "bfloat16")))
         steps["mergekit"] = _mergekit(settings.peers, recipe, out)
-        peer = str(Path(__file__).with_name("expo_peer.py"))
+        peer = str(Path(__file__).parent / "peers/with_transformers.py")
         steps["the paper's route"] = [settings.peers, peer, str(weak), str(strong), ALPHA, str(out)]
     found = {"size": {"bytes": size, "params": params}}
     for _ in range(settings.rounds):
@@ -84,7 +87,8 @@ def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]
                 now["misrounded"] = child("misrounded", *sides, out, script=__file__)["share"]
             print(name, now, flush=True)
             before = found.get(name, now)
-            found[name] = now | {one: min(now[one], before[one]) for one in ("seconds", "on disk")}
+            least = {one: min(now[one], before[one]) for one in ("seconds", "on disk", "cpu")}
+            found[name] = now | least | {"private": max(now["private"], before["private"])}
             shutil.rmtree(out, ignore_errors=True)
     if settings.peers:
         found["size"]["agreement"] = agreement(settings.peers, ours, sides, out, scratch)
@@ -158,15 +162,16 @@ def table(found: dict[str, dict]) -> str:
             continue
         line = f"{name:20}"
         for kind, width in (("seconds", 8), ("on disk", 11)):
-            copies = (3 if "3 alphas" in name else 1) * found["cp one"][kind]
+            copies = found["cp three" if "3 alphas" in name else "cp one"][kind]
             floor = found["cat both"]["seconds"] + copies
             line += f"{one[kind]:{width}.2f}{one[kind] / floor:10.2f}"
         line += f"{one['cpu']:8.2f}{one['private'] / 1e6:12.0f}"
         lines.append(line + (f"{one['misrounded']:12.5%}" if "misrounded" in one else ""))
     if "agreement" in found["size"]:
         lines.append(
-            "largest difference from mergekit in float32: "
-            f"{found['size']['agreement']:.3f} x 2^-22 max(|theta|, |theta_sft|)"
+            "largest difference from mergekit in float32, of the first "
+            f"{SAMPLE:,} elements of a tensor: {found['size']['agreement']:.3f} x 2^-22 "
+            "max(|theta|, |theta_sft|)"
         )
     return "\n".join(lines) + "\n"
 

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from alignjax.processes import is_first
+from alignjax.weights.disk import Writer, through
 from alignjax.weights.orbax import chunk_name
 from alignjax.weights.orbax_write import Target, create_arrays, targets_of, write_metadata
 from alignjax.weights.safetensors import files_of, header_for, stored_dtype, write_beside
 from alignjax.weights.source import Source, is_stacked, row_blocks
-from alignjax.weights.tensorfile import WRITE, unwritten
+from alignjax.weights.tensorfile import unwritten
 
 
 class Part(NamedTuple):
@@ -101,7 +102,9 @@ def _part(name: str, index: tuple, shape: tuple, kind: np.dtype, file: str, star
     return Part(name, index, kind, file, start, size)
 
 
-def write_part(directory: Path, layout: Layout, part: Part, content: np.ndarray) -> None:
+def write_part(
+    directory: Path, layout: Layout, part: Part, content: np.ndarray, writer: Writer
+) -> None:
     """Puts a part's rows into its file, which gets its whole length, and its head, with them."""
     file = directory / part.file
     head = layout.heads.get(part.file, b"")
@@ -111,15 +114,10 @@ def write_part(directory: Path, layout: Layout, part: Part, content: np.ndarray)
             if os.fstat(opened).st_size != layout.sizes[part.file]:
                 os.ftruncate(opened, layout.sizes[part.file])
             if part.start == len(head):
-                _put(opened, np.frombuffer(head, np.uint8), 0)
-            _put(opened, np.ascontiguousarray(content).reshape(-1).view(np.uint8), part.start)
+                through(opened, np.frombuffer(head, np.uint8), 0)
+            flat = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+            writer.write(file, opened, flat, part.start)
         finally:
             os.close(opened)
     except OSError as error:
         raise unwritten(file, error) from None
-
-
-def _put(opened: int, content: np.ndarray, start: int) -> None:
-    while len(content):
-        count = os.pwrite(opened, content[:WRITE], start)
-        content, start = content[count:], start + count

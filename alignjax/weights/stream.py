@@ -26,10 +26,11 @@ import numpy as np
 from alignjax import lock
 from alignjax.files import is_remote, naming, whole_directory, write_whole
 from alignjax.processes import first_holds, is_first, on_first
+from alignjax.weights.disk import Writer
 from alignjax.weights.layout import Layout, Part, write_part
 from alignjax.weights.together import at_once, check_alone
 
-WORKERS = 3  # threads, of which one computes while others read and write
+WORKERS = 4  # threads: on two cores two compute while others read and wait for the disk
 MOST = 1 << 21  # bytes of a part: two of it and a few of the arithmetic's pieces fit into a cache
 # glibc returns what threads let go of beyond twice the largest block that was ever let go of, and
 # asking for it again for each part took a third of the system's time. 32 MiB is the most it heeds.
@@ -88,13 +89,14 @@ def fill(
     started = time.monotonic()
     np.empty(_KEPT, np.uint8)  # let go of at once; see there
     broken: list[BaseException] = []
+    writer = Writer()
 
     def write(part: Part) -> None:
         if broken:
             raise broken[0]  # so that nothing behind it counts as written
         try:
             for name, content in zip(directories, work(part), strict=True):
-                write_part(unfinished.result / name, layout, part, content)
+                write_part(unfinished.result / name, layout, part, content, writer)
         except BaseException as error:
             broken.append(error)
             raise

@@ -104,10 +104,10 @@ def read_tensor(file: Path, name: str, held: Held, index: tuple[slice, ...]) -> 
     return array.reshape(-1, *held.shape[1:])[(slice(None), *index[1:])]
 
 
-def aligned(size: int) -> np.ndarray:
+def aligned(size: int, to: int = _ALIGNED) -> np.ndarray:
     """Memory of so many bytes, not set, at an address from which XLA takes it without a copy."""
-    room = np.empty(size + _ALIGNED, np.uint8)
-    start = -room.ctypes.data % _ALIGNED
+    room = np.empty(size + to, np.uint8)
+    start = -room.ctypes.data % to
     return room[start : start + size]
 
 

@@ -1,7 +1,7 @@
 """ExPO as the paper's code does it: both models whole in memory, one parameter after the other.
 
-Run by `benchmarks/expo.py` in an environment of torch and transformers:
-`python expo_peer.py WEAK STRONG ALPHA OUT`.
+Run by `benchmarks/expo.py` in an environment made from mergekit.txt:
+`python with_transformers.py WEAK STRONG ALPHA OUT`.
 """
 
 import sys
