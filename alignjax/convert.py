@@ -71,9 +71,9 @@ def convert(args: Convert) -> int:
     from alignjax.weights.source import check_tensors, size_of, watched
 
     if args.check:
-        check_transformers()
         if process_count() > 1:
             raise ValueError("--check: one process compares; start one alone, or leave it out.")
+        check_transformers()
     with phase(f"opening {args.src}"):
         cache = configs.cache_dir(configs.SFT())
         source = in_turn(lambda: open_model(args.src, cache, "--src"))

@@ -3,8 +3,8 @@
 For each size it makes two random Llamas of bfloat16 in shards of 1 GB and measures, each in a
 process of its own and with both models in the system's file cache: `cat` of both and `cp` of one,
 or of one three times, which are the floor; what is shown before anything is written; one alpha;
-three alphas in one pass. Each is timed to the end of its process, when much of what it wrote may still be in memory, and to
-the end of a `sync` after it, when the disk has it.
+three alphas in one pass. Each is timed to the end of its process, when much of what it wrote may
+still be in memory, and to the end of a `sync` after it, when the disk has it.
 
 `--peers` names the Python of an environment made from peers/mergekit.txt, and measures mergekit and
 the paper's own route next to them, how many elements each rounds wrongly, and how far mergekit's

@@ -57,3 +57,12 @@ def rows(root: Path, *values: dict | str | bytes, file: str = "rows.jsonl") -> s
     lines = [line.encode() if isinstance(line, str) else line for line in lines]
     (root / file).write_bytes(b"".join(line + b"\n" for line in lines))
     return str(root / file)
+
+
+GOOD = {"prompt": "one", "chosen": "two", "rejected": "three"}
+SKIP = " (--data.on_bad_row=skip goes on without such rows)."
+
+
+def pair(**changes) -> dict:
+    """A good row with columns changed, or left out where the value is `...`."""
+    return {name: value for name, value in {**GOOD, **changes}.items() if value is not ...}

@@ -1,5 +1,6 @@
 """Two forms of a model compared: by hand on logits, and by `--check` as a user runs it."""
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -35,6 +36,13 @@ def test_two_models_of_orbax_are_compared_without_torch(tmp_path):
     assert (same.difference, same.kl, same.same, same.tokens) == (0, 0, 1, 128)
     rounded = compare.compare(one, bf16)
     assert 1e-4 < rounded.difference < 0.1 and 0 < rounded.kl < 1e-3
+
+
+def test_check_is_for_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError) as error:
+        command.convert(command.parse(["--src=a", f"--dst={tmp_path / 'b'}", "--check"]))
+    assert str(error.value) == "--check: one process compares; start one alone, or leave it out."
 
 
 def test_check_needs_torch(monkeypatch):

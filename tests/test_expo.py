@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import BF16, mesh, tiny_config
+from conftest import BF16, mesh, tiny_config, write_model
 from expomodels import (
     EMBED,
     HEAD,
@@ -141,6 +141,26 @@ def test_rows_of_special_tokens_can_be_left_alone(tmp_path):
         rest = np.frombuffer(moved[name][2], BF16).reshape(moved[name][1])[3:]
         assert found[name][3:].tobytes() == rest.tobytes()
     assert found[Q].tobytes() == moved[Q][2]
+
+
+def test_special_rows_of_an_interpolation_and_of_the_weak_side(tmp_path):
+    """Also where the strong side has more rows than the weak one."""
+    write(tmp_path, tiny_config(tied=False), dtype="bfloat16")
+    more = tiny_config(tied=False, vocab_size=tiny_config().vocab_size + 16)
+    write_model(tmp_path / "more", more, dtype=BF16)
+    sides = [f"--strong={tmp_path / 'more'}", f"--weak={tmp_path / 'weak'}"]
+    out = run(tmp_path, *sides, "--special-tokens=keep", "--common-rows", alpha="-1,-0.5")
+    strong, weak = (tensors_of(tmp_path / name) for name in ("more", "weak"))
+    for name in (EMBED, HEAD):
+        common = len(weak[name])
+        theta, theta_sft = strong[name].astype(np.float32), weak[name].astype(np.float32)
+        half = theta.copy()
+        half[:common] += np.float32(-0.5) * (theta[:common] - theta_sft)
+        for alpha, middle in (("-1", weak[name]), ("-0.5", half.astype(BF16)[:common])):
+            found = tensors_of(out / f"alpha_{alpha}")[name]
+            assert found[3:common].tobytes() == middle[3:].tobytes()
+            for kept in (slice(0, 3), slice(common, None)):
+                assert found[kept].tobytes() == strong[name][kept].tobytes()
 
 
 def test_tied_weights_stay_tied(tmp_path):

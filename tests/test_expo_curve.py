@@ -9,6 +9,7 @@ from expomodels import write_pair
 from running import ROOT, environment, launch
 
 ACCURACY, MARGIN = "held-out accuracy", "held-out margin"
+RULE = "answers that follow the rule"
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +18,15 @@ def curve(tmp_path_factory):
     root = tmp_path_factory.mktemp("curve")
     write_pair(root, tiny_config(), size=2e-3)
     write_pairs(root / "rows.jsonl", 8, held_out=32)
+    lines = map(json.loads, (root / "rows.jsonl").read_text().splitlines())
+    ruled = [json.dumps(one | {"rule": "lowercase", "rule_value": ""}) for one in lines]
+    (root / "rows.jsonl").write_text("\n".join(ruled) + "\n")
     (root / "dpo.py").write_text("from alignjax.config import DPO\nconfig = DPO()\n")
     command = [sys.executable, str(ROOT / "benchmarks" / "expo_curve.py")]
     command += [f"--config={root / 'dpo.py'}", f"--strong={root / 'strong'}"]
     command += [f"--model.path={root / 'weak'}", f"--data.path={root / 'rows.jsonl'}"]
     command += ["--data.max-length=128", "--batch.row-length=256", "--compute.dtype=float32"]
+    command += ["--samples.prompts=4", "--samples.max-tokens=4"]
     command += [f"--run-dir={root / 'out'}", "--alphas=-1,-0.5,0,2", "--batch.pairs=4"]
     done = launch(command, environment(root / "cache"))
     rows = json.loads((root / "out" / "curve.json").read_text())
@@ -43,4 +48,6 @@ def test_the_curve_is_told_and_drawn(curve):
     rows, said, figure = curve
     assert said.count("\n| ") >= len(rows) + 1
     assert f"| 0 | {rows[2][ACCURACY]:.1%} | {rows[2][MARGIN]:.4f} |" in said
-    assert figure.count("<circle") == 2 * len(rows) and figure.count("<polyline") == 2
+    assert all(row[RULE] in (0, 0.25, 0.5, 0.75, 1) for row in rows)
+    assert f"{rows[2][MARGIN]:.4f} | {rows[2][RULE]:.1%} |" in said
+    assert figure.count("<circle") == 3 * len(rows) and figure.count("<polyline") == 3

@@ -29,7 +29,8 @@ def _leaf(theta, theta_sft, alpha):
     alpha = jnp.asarray(alpha, jnp.float32)
     wide = theta.astype(jnp.float32)
     product = alpha * (wide - theta_sft.astype(jnp.float32))
-    moved = (wide + rounded(product, (alpha != alpha).astype(jnp.uint32))).astype(theta.dtype)
+    zero = (alpha != alpha).astype(jnp.uint32)  # but of NaN, so the compiler cannot know
+    moved = (wide + rounded(product, zero)).astype(theta.dtype)
     # As integers: what a NaN carries would not outlive a float's way through the processor.
     kind = _BITS[theta.dtype.itemsize]
     bits = [

@@ -27,7 +27,8 @@ class Writer:
     def __init__(self):
         self.direct = hasattr(os, "O_DIRECT")
         self._own = threading.local()  # a thread's memory that begins with a block
-        self._size, self._seconds = 0, 0.0
+        self._counting, self._writing = threading.Lock(), 0
+        self._size, self._seconds = 0, 0.0  # that the disk took, shared among those who waited
 
     def write(self, file: Path, opened: int, content: np.ndarray, start: int) -> None:
         """Puts bytes into a file, which is also opened for writing, from its byte `start`."""
@@ -43,21 +44,21 @@ class Writer:
         """Writes the whole blocks from byte `first` of the content; False if that cannot be."""
         blocks = self._memory((len(content) - first) // _BLOCK * _BLOCK)
         np.copyto(blocks, content[first : first + len(blocks)])
-        began, done = time.monotonic(), 0
+        with self._counting:
+            self._writing += 1
+            sharing, began = self._writing, time.monotonic()
         try:
-            opened = os.open(file, os.O_WRONLY | os.O_DIRECT)
-            try:
-                while done < len(blocks):
-                    done += os.pwrite(opened, blocks[done:], start + first + done)
-            finally:
-                os.close(opened)
+            _put(file, blocks, start + first)
         except OSError as error:
             if error.errno not in _UNABLE:
                 raise
             self.direct = False
             return False
-        self._size += done
-        self._seconds += time.monotonic() - began
+        finally:
+            with self._counting:
+                self._writing -= 1
+                self._size += len(blocks)
+                self._seconds += (time.monotonic() - began) / sharing
         if self._size >= _TRIED and self._size < _QUICK * self._seconds:
             self.direct = False
         return True
@@ -68,6 +69,15 @@ class Writer:
         if room is None or len(room) < size:
             room = self._own.room = aligned(size, _BLOCK)
         return room[:size]
+
+
+def _put(file: Path, blocks: np.ndarray, start: int) -> None:
+    opened, done = os.open(file, os.O_WRONLY | os.O_DIRECT), 0
+    try:
+        while done < len(blocks):
+            done += os.pwrite(opened, blocks[done:], start + done)
+    finally:
+        os.close(opened)
 
 
 def through(opened: int, content: np.ndarray, start: int) -> None:
