@@ -9,7 +9,7 @@ from conftest import mesh, tiny_config
 from alignjax.config import Compute
 from alignjax.models import decoder
 from alignjax.models.attention import BLOCK, attention
-from alignjax.sharding import place, spec
+from alignjax.sharding import place, spec, to_host
 
 
 def plain(q, k, v, segments, window=None):
@@ -42,7 +42,7 @@ SEGMENTS = {
 
 @pytest.mark.parametrize("window", [None, 1, 40])
 @pytest.mark.parametrize("segments", SEGMENTS)
-@pytest.mark.parametrize("length", [BLOCK, 7 * BLOCK, 50])
+@pytest.mark.parametrize("length", [BLOCK, 7 * BLOCK, 3 * BLOCK + 17, 50])
 def test_values_and_gradients_equal_the_plain_formula(length, segments, window):
     rng = np.random.default_rng(0)
     inputs = random_rows(rng, 2, length)
@@ -73,6 +73,15 @@ def test_blocks_that_no_document_needs_are_not_met():
     v[:, : 4 * BLOCK] = np.inf  # 0 x infinity is not a number
     out = np.asarray(attention(*place((q, k, v, segments, segments), "batch")))
     assert np.isfinite(out[:, 4 * BLOCK :]).all()
+
+
+def test_rows_that_end_within_a_block_are_met_in_blocks(monkeypatch):
+    monkeypatch.setattr("alignjax.models.attention._dense", None)
+    mesh(2, 1, 2)
+    q, k, v = random_rows(np.random.default_rng(0), 2, 2 * BLOCK + 1)
+    segments = np.ones(q.shape[:2], np.int32)
+    out = attention(*place((q, k, v, segments, segments), "batch"))
+    np.testing.assert_allclose(to_host(out), plain(q, k, v, segments), atol=3e-6)
 
 
 def test_tokens_see_their_own_past_alone():

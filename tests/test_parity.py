@@ -69,11 +69,12 @@ def test_log_probs_of_a_random_model(tmp_path, name):
     expected = theirs(tmp_path, tokens)
     got = ours(model, tokens, positions, np.ones_like(tokens))
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    # Two documents in one row are as each alone.
-    packed = tokens.reshape(1, -1)
-    segments = np.repeat([[1, 2]], LENGTH, axis=1).astype(np.int32)
-    both = ours(model, packed, positions.reshape(1, -1), segments)
-    np.testing.assert_allclose(both.reshape(2, LENGTH, -1), expected, atol=1e-5)
+    # Two documents in one row are as each alone, and so are ten, in four blocks of attention.
+    for times in (1, 5):
+        packed, places = (np.tile(one.reshape(1, -1), times) for one in (tokens, positions))
+        segments = np.repeat([1 + np.arange(2 * times)], LENGTH, axis=1).astype(np.int32)
+        found = ours(model, packed, places, segments).reshape(times, 2, LENGTH, -1)
+        np.testing.assert_allclose(found, np.stack([expected] * times), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def attention(
     """
     length, keys = q_BTNGK.shape[1], k_BSNK.shape[1]
     kernel = _choice(kernel, length, window)
-    if kernel == "blocks" and (length != keys or length % BLOCK or length == BLOCK):
+    if kernel == "blocks" and (length != keys or length <= BLOCK):
         mask_BTS = _mask(q_segments_BT, k_segments_BS, offset, window)
         return _dense(q_BTNGK, k_BSNK, v_BSNK, mask_BTS)
     heads = ("batch", None, "kv_heads")
@@ -42,10 +42,16 @@ def attention(
     k_BSNK, v_BSNK = (jax.reshard(array, spec(*heads, None)) for array in (k_BSNK, v_BSNK))
     q_segments_BT = jax.reshard(q_segments_BT, spec("batch", None))
     if kernel == "blocks":
-        return _blocks(q_BTNGK, k_BSNK, v_BSNK, q_segments_BT, window)
+        rest = -length % BLOCK  # the row's last block is filled up with padding
+        rows = [_filled(one, rest) for one in (q_BTNGK, k_BSNK, v_BSNK, q_segments_BT)]
+        return _blocks(*rows, window)[:, :length]
     if kernel == "splash":
         return kernels.splash(q_BTNGK, k_BSNK, v_BSNK, q_segments_BT, window)
     return kernels.triton(q_BTNGK, k_BSNK, v_BSNK, q_segments_BT)
+
+
+def _filled(rows: jax.Array, rest: int) -> jax.Array:
+    return jnp.pad(rows, [(0, 0), (0, rest)] + [(0, 0)] * (rows.ndim - 2)) if rest else rows
 
 
 def _choice(kernel: str, length: int, window: int | None) -> str:
