@@ -62,16 +62,19 @@ def check_divides(dimensions: dict[str, tuple[int, str]]) -> None:
     `dimensions` maps what a user calls a dimension to its size and logical axis.
     """
     for name, (size, axis) in dimensions.items():
-        if size % axis_size(axis):
-            mine = [
-                other for other, logical in dimensions.values() if RULES[logical] == RULES[axis]
-            ]
-            common = int(np.gcd.reduce(mine))
-            works = [str(n) for n in range(1, common + 1) if common % n == 0]
+        if not _divides(axis_size(axis), size, axis):
+            mine = [one for one in dimensions.values() if RULES[one[1]] == RULES[axis]]
+            most = max(other for other, _ in mine)
+            works = [str(n) for n in range(1, most + 1) if all(_divides(n, *one) for one in mine)]
             raise ValueError(
                 f"The model's {name} ({size}) cannot be split over mesh.{RULES[axis]}="
                 f"{axis_size(axis)}; sizes that work for this model: {', '.join(works)}."
             )
+
+
+def _divides(parts: int, size: int, axis: str) -> bool:
+    """Whether so many devices can share a dimension; key/value heads may have copies on several."""
+    return size % parts == 0 or (axis == "kv_heads" and parts % size == 0)
 
 
 def place(tree, *axes: str | None):

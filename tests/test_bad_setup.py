@@ -280,7 +280,8 @@ SETTINGS = {
     ),
     ("--data.select=score_gap", "--data.max-pairs=2"): (
         "data.select=score_gap: no row has a `margin`, by which the chosen answer's score is above "
-        "the rejected one's; add that column, or choose another selection."
+        "the rejected one's (for dpo also `score_chosen` and `score_rejected`); add that column, "
+        "or choose another selection."
     ),
     ("--data.weights=1,2",): (
         "data.weights=1,2: give a number of at least 0 for each name of data.path (1 here), with "

@@ -21,6 +21,13 @@ def test_nine_heads_over_two_parts():
     )
 
 
+def test_sizes_that_work_have_copies_of_key_value_heads():
+    mesh(tensor=8)
+    model = DecoderConfig(1000, 96, 2, 12, 2, 8, 384, 1e4, 1e-5, True)
+    with pytest.raises(ValueError, match=r"sizes that work for this model: 1, 2, 4, 6, 12\.$"):
+        sharding.check_divides(model.dimensions())
+
+
 def test_hidden_size_over_seven_parts():
     mesh(fsdp=7)
     with pytest.raises(ValueError, match=r"hidden size \(576\) cannot be split over mesh.fsdp=7"):

@@ -52,10 +52,9 @@ class DecoderConfig:
 
     def dimensions(self) -> dict[str, tuple[int, str]]:
         """What the mesh has to divide: name for the user -> (size, logical axis)."""
-        kv_heads = {"key/value heads": (self.kv_heads, "kv_heads")}
         return {
             "attention heads": (self.heads, "heads"),
-            **({} if axis_size("kv_heads") % self.kv_heads == 0 else kv_heads),
+            "key/value heads": (self.kv_heads, "kv_heads"),
             "hidden size": (self.hidden_size, "embed"),
             "MLP size": (self.mlp_size, "mlp"),
         }
