@@ -1,10 +1,10 @@
 """Time and memory of `alignjax.expo`: `python benchmarks/expo.py [--peers=PYTHON] [--json=FILE]`.
 
 For each size it makes two random Llamas of bfloat16 in shards of 1 GB and measures, each in a
-process of its own and with both models in the system's file cache: `cat` of both and `cp` of one,
-or of one three times, which are the floor; what is shown before anything is written; one alpha;
-three alphas in one pass. Each is timed to the end of its process, when much of what it wrote may
-still be in memory, and to the end of a `sync` after it, when the disk has it.
+process of its own and with both models and the program in the system's cache: `cat` of both and
+`cp` of one, or of one three times, which are the floor; what is shown before anything is written;
+one alpha; three alphas in one pass. Each is timed to the end of its process, when much of what it
+wrote may still be in memory, and to the end of a `sync` after it, when the disk has it.
 
 `--peers` names the Python of an environment made from peers/mergekit.txt, and measures mergekit and
 the paper's own route next to them, how many elements each rounds wrongly, and how far mergekit's
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -78,10 +79,17 @@ def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]
         steps["mergekit"] = _mergekit(settings.peers, recipe, out)
         peer = str(Path(__file__).parent / "peers/with_transformers.py")
         steps["the paper's route"] = [settings.peers, peer, str(weak), str(strong), ALPHA, str(out)]
+    # Emptying the system's cache put the programs' own files out of memory too.
+    ready = [*ours, f"--alpha={ALPHA}", "--dry-run"]
+    started = {name: partial(watched, ready) for name in steps if name.startswith("alignjax")}
+    if settings.peers:
+        ready = [settings.peers, "-c", "import torch, transformers, mergekit.merge"]
+        started |= {name: partial(watched, ready) for name in ("mergekit", "the paper's route")}
     found = {"size": {"bytes": size, "params": params}}
     for _ in range(settings.rounds):
         for name, command in steps.items():
             _warm(sides)
+            started.get(name, lambda: None)()
             now = watched(command)
             if (out / "config.json").is_file():  # one model, and no copy of the files alone
                 now["misrounded"] = child("misrounded", *sides, out, script=__file__)["share"]
