@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from alignjax.extrapolation.alphas import Place, Rules, of_tensors, typed
+from alignjax.extrapolation.alphas import Place, Rules, loaded, of_tensors, typed
 from alignjax.models.families import TENSORS, tensor_names
 
 LAYERS = 3
@@ -18,7 +18,7 @@ UP = "model.layers.{}.mlp.up_proj.weight"
 
 
 def found(alpha: float = 0.3, **rules) -> dict[str, float]:
-    return of_tensors(Rules(**rules), alpha, PLACES)
+    return of_tensors(loaded(Rules(**rules)), alpha, PLACES)
 
 
 def refusal(**rules) -> str:

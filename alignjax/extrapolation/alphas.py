@@ -91,9 +91,12 @@ def loaded(rules: Rules) -> Rules:
 
 
 def of_tensors(rules: Rules, alpha: float, places: Mapping[str, Place]) -> dict[str, float]:
-    """The alpha of each tensor. Raises ValueError where a rule has no meaning, or no tensor."""
+    """The alpha of each tensor by rules that are `loaded`.
+
+    Raises ValueError where a rule has no meaning, or no tensor.
+    """
     layers = 1 + max(place.layer for place in places.values() if place.layer is not None)
-    table = _table(loaded(rules).table, places)
+    table = _table(rules.table, places)
     listed = _list(rules.layers, layers)
     found = {}
     for name, place in places.items():

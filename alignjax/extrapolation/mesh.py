@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignjax.extrapolation.alphas import Place, Rules, of_tensors
+from alignjax.extrapolation.alphas import Place, Rules, loaded, of_tensors
 from alignjax.extrapolation.arithmetic import rounded
 from alignjax.models.decoder import Decoder
 from alignjax.models.families import tensor_names
@@ -55,7 +55,7 @@ def leaf_alphas(model: Decoder, rules: Rules, alpha: float) -> Decoder:
         for leaf, tensors in names.items()
         for layer, name in enumerate(tensors)
     }
-    found = of_tensors(rules, alpha, places)
+    found = of_tensors(loaded(rules), alpha, places)
 
     def of_leaf(path, array):
         values = np.array([found[name] for name in names[leaf_name(path)]], np.float32)

@@ -43,15 +43,11 @@ def attention(
     q_segments_BT = jax.reshard(q_segments_BT, spec("batch", None))
     if kernel == "blocks":
         rest = -length % BLOCK  # the row's last block is filled up with padding
-        rows = [_filled(one, rest) for one in (q_BTNGK, k_BSNK, v_BSNK, q_segments_BT)]
+        rows = [kernels.fill(one, rest) for one in (q_BTNGK, k_BSNK, v_BSNK, q_segments_BT)]
         return _blocks(*rows, window)[:, :length]
     if kernel == "splash":
         return kernels.splash(q_BTNGK, k_BSNK, v_BSNK, q_segments_BT, window)
     return kernels.triton(q_BTNGK, k_BSNK, v_BSNK, q_segments_BT)
-
-
-def _filled(rows: jax.Array, rest: int) -> jax.Array:
-    return jnp.pad(rows, [(0, 0), (0, rest)] + [(0, 0)] * (rows.ndim - 2)) if rest else rows
 
 
 def _choice(kernel: str, length: int, window: int | None) -> str:

@@ -109,7 +109,7 @@ def _on_each_device(local, q_BTNGK, k_BTNK, v_BTNK, segments_BT):
 
     def run(q_BTNGK, *others):
         q_BTHK = q_BTNGK.reshape(*q_BTNGK.shape[:2], -1, q_BTNGK.shape[-1])
-        filled = [_fill(x, rest) for x in (q_BTHK, *others)]
+        filled = [fill(x, rest) for x in (q_BTHK, *others)]
         return local(*filled)[:, :length].reshape(q_BTNGK.shape)
 
     heads = ("batch", None, "kv_heads")
@@ -122,5 +122,6 @@ def _on_each_device(local, q_BTNGK, k_BTNK, v_BTNK, segments_BT):
     )(q_BTNGK, k_BTNK, v_BTNK, segments_BT)
 
 
-def _fill(x, rest: int):
-    return jnp.pad(x, [(0, 0), (0, rest)] + [(0, 0)] * (x.ndim - 2))
+def fill(x, rest: int):
+    """Rows [B, T, ...] with so many places of zeros behind each."""
+    return jnp.pad(x, [(0, 0), (0, rest)] + [(0, 0)] * (x.ndim - 2)) if rest else x

@@ -34,21 +34,22 @@ class Writer:
         """Puts bytes into a file, which is also opened for writing, from its byte `start`."""
         first = -start % _BLOCK
         last = first + (len(content) - first) // _BLOCK * _BLOCK
-        if not self.direct or last - first < WRITE or not self._past(file, content, start, first):
+        blocks = content[first:last]
+        if not self.direct or len(blocks) < WRITE or not self._past(file, blocks, start + first):
             through(opened, content, start)
             return
         through(opened, content[:first], start)
         through(opened, content[last:], start + last)
 
-    def _past(self, file: Path, content: np.ndarray, start: int, first: int) -> bool:
-        """Writes the whole blocks from byte `first` of the content; False if that cannot be."""
-        blocks = self._memory((len(content) - first) // _BLOCK * _BLOCK)
-        np.copyto(blocks, content[first : first + len(blocks)])
+    def _past(self, file: Path, content: np.ndarray, start: int) -> bool:
+        """Writes whole blocks; False if that cannot be."""
+        blocks = self._memory(len(content))
+        np.copyto(blocks, content)
         with self._counting:
             self._writing += 1
             sharing, began = self._writing, time.monotonic()
         try:
-            _put(file, blocks, start + first)
+            _put(file, blocks, start)
         except OSError as error:
             if error.errno not in _UNABLE:
                 raise
