@@ -28,9 +28,10 @@ from alignjax.sharding import axis_size, check_divides, local_rows
 from alignjax.stages import Stage, stage_of
 from alignjax.weights.card import model_card
 from alignjax.weights.fetch import open_model
+from alignjax.weights.loading import load
 from alignjax.weights.reward import reward_source
 from alignjax.weights.safetensors import save_companions
-from alignjax.weights.source import Source, decoder_config, load, size_of, watched
+from alignjax.weights.source import Source, decoder_config, size_of, watched
 
 
 @dataclass(frozen=True)

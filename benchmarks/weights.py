@@ -225,8 +225,9 @@ def make(target: str, params: str) -> None:
     import numpy as np
 
     from alignjax.models.families import tensor_names
+    from alignjax.models.shapes import is_stacked, leaf_shapes
     from alignjax.weights.safetensors import write_directory
-    from alignjax.weights.source import Source, Stored, decoder_config, is_stacked, leaf_shapes
+    from alignjax.weights.source import Source, Stored, decoder_config
 
     hidden, vocab = (2048, 128256) if float(params) >= 1e9 else (512, 32000)
     layer = hidden * hidden * (2 + 2 / 4 + 3 * 4)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from alignjax import sharding
-from alignjax.models.decoder import DecoderConfig
 from alignjax.models.families import to_hf
 from alignjax.models.presets import tiny
+from alignjax.models.shapes import DecoderConfig
 
 pytest.register_assert_rewrite("oracle", "refusals", "running")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -98,7 +98,7 @@ def write_model(
     from safetensors.numpy import save_file
 
     from alignjax.models.families import TENSORS, tensor_names
-    from alignjax.weights.source import is_stacked, leaf_shapes
+    from alignjax.models.shapes import is_stacked, leaf_shapes
 
     rng = np.random.default_rng(seed)
     shapes, tensors = leaf_shapes(c), {}

@@ -10,8 +10,8 @@ from alignjax import checkpoint, optim
 from alignjax import expo as command
 from alignjax.config import SFT, Optimizer
 from alignjax.step import init_state
+from alignjax.weights.loading import load
 from alignjax.weights.safetensors import open_directory, save_companions
-from alignjax.weights.source import load
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 UP = "model.layers.2.mlp.up_proj.weight"

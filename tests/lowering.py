@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from alignjax.config import Training
-from alignjax.models.decoder import DecoderConfig
 from alignjax.models.presets import PRESETS
+from alignjax.models.shapes import DecoderConfig
 
 CONFIG = replace(
     PRESETS["llama2_7b"], hidden_size=2048, layers=2, heads=16, kv_heads=4, mlp_size=5632

@@ -18,8 +18,8 @@ from alignjax.checks import check_training
 from alignjax.config import DPO, RM, SFT, Mesh, Training
 from alignjax.data.sources import path_names
 from alignjax.models import decoder
-from alignjax.models.decoder import DecoderConfig
 from alignjax.models.presets import PRESETS
+from alignjax.models.shapes import DecoderConfig
 
 SIZES = {
     "smollm2-135m-instruct": "smollm2_135m",

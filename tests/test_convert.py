@@ -23,9 +23,11 @@ from alignjax import checkpoint, optim
 from alignjax import convert as command
 from alignjax.config import SFT, Optimizer
 from alignjax.models.presets import tiny
+from alignjax.models.shapes import leaf_shapes
 from alignjax.step import init_state
+from alignjax.weights.loading import load
 from alignjax.weights.safetensors import open_directory, save_companions
-from alignjax.weights.source import decoder_config, leaf_shapes, load
+from alignjax.weights.source import decoder_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,5 +1,7 @@
 """A model on a mesh: any vocabulary, any number of key/value heads, the same log-probs."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ from alignjax.config import DPO, Compute
 from alignjax.generation.native import generate
 from alignjax.logps import sequence_logps
 from alignjax.models import decoder
-from alignjax.models.presets import tiny
+from alignjax.models.presets import PRESETS, tiny
+from alignjax.models.shapes import leaf_shapes, true_shape
 from alignjax.sharding import check_divides, place, to_host
 from alignjax.stages import batch_loss, stage_of
+from alignjax.weights.loading import load
 from alignjax.weights.safetensors import export, open_directory
-from alignjax.weights.source import load
+from alignjax.weights.source import leaf_name
 
 COMPUTE = Compute(dtype="float32", remat="full", vocab_chunk=64)
 ODD = {
@@ -52,6 +56,17 @@ def losses(c, *sizes: int):
         model, batch
     )
     return np.asarray(logps), jax.tree.map(np.asarray, grads)
+
+
+@pytest.mark.parametrize("kind", ["words", "tied", "scored"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_shapes_are_those_of_the_models_leaves(name, kind):
+    c = replace(PRESETS[name], tied_head=kind == "tied", scored=kind == "scored")
+    leaves = jax.tree_util.tree_leaves_with_path(decoder.abstract(c))
+    held = {leaf_name(path): leaf.shape for path, leaf in leaves}
+    found = leaf_shapes(c)
+    assert list(found) == list(held)
+    assert found == {leaf: true_shape(c, leaf, shape) for leaf, shape in held.items()}
 
 
 @pytest.mark.parametrize("sizes", [(1, 4, 2), (1, 2, 4)])

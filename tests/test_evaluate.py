@@ -17,8 +17,8 @@ from alignjax.config import Compute
 from alignjax.data.chat import load_tokenizer
 from alignjax.models.decoder import hidden_states
 from alignjax.sharding import place
+from alignjax.weights.loading import load
 from alignjax.weights.safetensors import open_directory
-from alignjax.weights.source import load
 
 TALK = [
     {"role": "system", "content": "be brief"},

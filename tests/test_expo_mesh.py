@@ -10,8 +10,8 @@ from expomodels import write_pair as write
 
 from alignjax.extrapolation.alphas import Rules
 from alignjax.extrapolation.mesh import extrapolate, leaf_alphas
+from alignjax.weights.loading import load
 from alignjax.weights.safetensors import open_directory
-from alignjax.weights.source import load
 
 
 def models(root):

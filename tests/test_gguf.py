@@ -18,8 +18,9 @@ from alignjax.models.decoder import head_weight, hidden_states
 from alignjax.sharding import place
 from alignjax.weights import gguf
 from alignjax.weights.fetch import fetch_packaged
+from alignjax.weights.loading import load
 from alignjax.weights.safetensors import export
-from alignjax.weights.source import check_tensors, decoder_config, load, read_whole
+from alignjax.weights.source import check_tensors, decoder_config, read_whole
 
 real = pytest.mark.slow  # needs the real file
 quiet = pytest.mark.filterwarnings("default")  # transformers warns

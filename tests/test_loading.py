@@ -17,10 +17,11 @@ from safetensors.numpy import load_file
 from alignjax import command, processes
 from alignjax.sharding import use_mesh
 from alignjax.weights import tensorfile
+from alignjax.weights.loading import load
 from alignjax.weights.orbax import open_orbax
 from alignjax.weights.orbax_write import write_model as write_orbax
 from alignjax.weights.safetensors import open_directory
-from alignjax.weights.source import leaf_name, load, read_whole
+from alignjax.weights.source import leaf_name, read_whole
 
 PROCESSES = 4
 WIDE = dict(vocab_size=8000, hidden_size=512, heads=8, head_dim=64, mlp_size=2048, layers=2)

@@ -17,11 +17,13 @@ from safetensors.numpy import load_file
 from alignjax import checkpoint, optim
 from alignjax.config import SFT, Optimizer
 from alignjax.models import decoder
+from alignjax.models.shapes import leaf_shapes
 from alignjax.sharding import to_host
 from alignjax.step import State, init_state
 from alignjax.weights import orbax, orbax_write
+from alignjax.weights.loading import load
 from alignjax.weights.safetensors import open_directory, save_companions
-from alignjax.weights.source import check_tensors, leaf_shapes, load, read_whole
+from alignjax.weights.source import check_tensors, read_whole
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ from conftest import BF16, bytes_of, tiny_config, write_model
 from safetensors.numpy import load_file, save_file
 
 from alignjax.models.families import tensor_names
+from alignjax.models.shapes import leaf_shapes
 from alignjax.weights import orbax, orbax_write
 from alignjax.weights.safetensors import open_directory, write_directory
-from alignjax.weights.source import leaf_shapes, read_whole
+from alignjax.weights.source import read_whole
 
 
 def test_plain_orbax_restores_what_is_written(written):

@@ -15,8 +15,9 @@ from alignjax.models.families import from_hf, to_hf  # noqa: E402
 from alignjax.models.presets import PRESETS, tiny  # noqa: E402
 from alignjax.models.rope import RopeScaling  # noqa: E402
 from alignjax.sharding import place  # noqa: E402
+from alignjax.weights.loading import load  # noqa: E402
 from alignjax.weights.safetensors import export, open_directory  # noqa: E402
-from alignjax.weights.source import decoder_config, load, read_whole  # noqa: E402
+from alignjax.weights.source import decoder_config, read_whole  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 

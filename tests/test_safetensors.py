@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from alignjax.models import families
 from alignjax.weights import safetensors
 from alignjax.weights import source as weights
+from alignjax.weights.loading import load
 from alignjax.weights.safetensors import (
     COMPANIONS,
     export,
@@ -22,7 +23,7 @@ from alignjax.weights.safetensors import (
     save_companions,
     write_directory,
 )
-from alignjax.weights.source import load, watched
+from alignjax.weights.source import watched
 
 
 def tensors_of(directory) -> dict[str, np.ndarray]:

@@ -9,8 +9,8 @@ from conftest import tiny_config, write_model
 from safetensors.numpy import load_file, save_file
 
 from alignjax.models import families
+from alignjax.weights.loading import load
 from alignjax.weights.safetensors import open_directory
-from alignjax.weights.source import load
 
 
 def refusal(directory) -> str:

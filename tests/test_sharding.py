@@ -6,7 +6,7 @@ import pytest
 from conftest import mesh
 
 from alignjax import sharding
-from alignjax.models.decoder import DecoderConfig
+from alignjax.models.shapes import DecoderConfig
 
 SMOLLM2 = DecoderConfig(49152, 576, 30, 9, 3, 64, 1536, 1e5, 1e-5, True)
 

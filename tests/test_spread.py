@@ -13,8 +13,8 @@ from alignjax.models import families
 from alignjax.sharding import to_host
 from alignjax.weights import source as weights
 from alignjax.weights import spread, tensorfile
+from alignjax.weights.loading import load
 from alignjax.weights.safetensors import export, open_directory
-from alignjax.weights.source import load
 
 
 def refusal(directory) -> str:

@@ -25,8 +25,8 @@ from alignjax.models.presets import tiny  # noqa: E402
 from alignjax.sharding import place_rows  # noqa: E402
 from alignjax.stages import stage_of  # noqa: E402
 from alignjax.step import init_state, train_step  # noqa: E402
+from alignjax.weights.loading import load  # noqa: E402
 from alignjax.weights.safetensors import open_directory  # noqa: E402
-from alignjax.weights.source import load  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 

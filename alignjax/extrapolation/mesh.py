@@ -8,7 +8,8 @@ from alignjax.extrapolation.alphas import Place, Rules, loaded, of_tensors
 from alignjax.extrapolation.arithmetic import rounded
 from alignjax.models.decoder import Decoder
 from alignjax.models.families import tensor_names
-from alignjax.weights.source import is_stacked, leaf_name
+from alignjax.models.shapes import is_stacked
+from alignjax.weights.source import leaf_name
 
 _BITS = {2: jnp.uint16, 4: jnp.uint32}  # bytes of a float -> integers of that size
 

@@ -9,15 +9,9 @@ import numpy as np
 
 from alignjax.extrapolation.alphas import Place, Rules, of_tensors
 from alignjax.files import read_json
-from alignjax.models.decoder import DecoderConfig
 from alignjax.models.families import tensor_names
-from alignjax.weights.source import (
-    Source,
-    check_tensors,
-    decoder_config,
-    is_stacked,
-    leaf_shapes,
-)
+from alignjax.models.shapes import DecoderConfig, is_stacked, leaf_shapes
+from alignjax.weights.source import Source, check_tensors, decoder_config
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # What one model of a family may change without any of its tensors having another shape.

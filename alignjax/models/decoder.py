@@ -6,9 +6,8 @@ so that reading and writing a checkpoint copies bytes; block weights are stacked
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,46 +17,11 @@ from alignjax.config import Compute
 from alignjax.models.attention import attention
 from alignjax.models.linear import linear
 from alignjax.models.norm import rms_norm
-from alignjax.models.rope import RopeScaling, frequencies, rotate, rotations
+from alignjax.models.rope import frequencies, rotate, rotations
+from alignjax.models.shapes import DecoderConfig, block_shapes
 from alignjax.sharding import axis_size, spec
 
 VOCAB_MULTIPLE = 128  # of vocabulary entries that the weights have room for
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The sizes and constants that decide the mathematics of a decoder.
-
-    The first ten describe Llama; the others are where Mistral, Gemma and Qwen differ from it.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_size: int
-    rope_theta: float
-    norm_eps: float
-    tied_head: bool
-    rope_scaling: RopeScaling | None = None
-    window: int | None = None  # tokens that a token sees, itself among them
-    qkv_bias: bool = False
-    qk_norm: bool = False  # of each head of q and k, before they are rotated
-    activation: Literal["silu", "gelu_tanh"] = "silu"
-    unit_offset: bool = False  # norms scale by 1 + w
-    scaled_embedding: bool = False  # by sqrt(hidden_size)
-    scored: bool = False  # a reward model: it gives a score, and no words
-
-    def dimensions(self) -> dict[str, tuple[int, str]]:
-        """What the mesh has to divide: name for the user -> (size, logical axis)."""
-        return {
-            "attention heads": (self.heads, "heads"),
-            "key/value heads": (self.kv_heads, "kv_heads"),
-            "hidden size": (self.hidden_size, "embed"),
-            "MLP size": (self.mlp_size, "mlp"),
-        }
 
 
 def padded_vocab(size: int) -> int:
@@ -93,22 +57,21 @@ class Block(nnx.Module):
     k_norm: jax.Array | None = nnx.data()
 
     def __init__(self, c: DecoderConfig, key: jax.Array):
-        q_size, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        keys, kv = jax.random.split(key, 7), kv_axis(c)
-        self.attn_norm = _scale(c, c.hidden_size)
-        self.q = _normal(keys[0], (q_size, c.hidden_size), "heads", "embed")
-        self.k = _normal(keys[1], (kv_size, c.hidden_size), kv, "embed")
-        self.v = _normal(keys[2], (kv_size, c.hidden_size), kv, "embed")
-        self.o = _normal(keys[3], (c.hidden_size, q_size), "embed", "heads")
-        self.mlp_norm = _scale(c, c.hidden_size)
-        self.gate = _normal(keys[4], (c.mlp_size, c.hidden_size), "mlp", "embed")
-        self.up = _normal(keys[5], (c.mlp_size, c.hidden_size), "mlp", "embed")
-        self.down = _normal(keys[6], (c.hidden_size, c.mlp_size), "embed", "mlp")
-        self.q_bias = _zeros(q_size, "heads") if c.qkv_bias else None
-        self.k_bias = _zeros(kv_size, kv) if c.qkv_bias else None
-        self.v_bias = _zeros(kv_size, kv) if c.qkv_bias else None
-        self.q_norm = _scale(c, c.head_dim) if c.qk_norm else None
-        self.k_norm = _scale(c, c.head_dim) if c.qk_norm else None
+        keys, kv, shapes = jax.random.split(key, 7), kv_axis(c), block_shapes(c)
+        self.attn_norm = _scale(c, shapes["attn_norm"])
+        self.q = _normal(keys[0], shapes["q"], "heads", "embed")
+        self.k = _normal(keys[1], shapes["k"], kv, "embed")
+        self.v = _normal(keys[2], shapes["v"], kv, "embed")
+        self.o = _normal(keys[3], shapes["o"], "embed", "heads")
+        self.mlp_norm = _scale(c, shapes["mlp_norm"])
+        self.gate = _normal(keys[4], shapes["gate"], "mlp", "embed")
+        self.up = _normal(keys[5], shapes["up"], "mlp", "embed")
+        self.down = _normal(keys[6], shapes["down"], "embed", "mlp")
+        self.q_bias = _zeros(shapes["q_bias"], "heads") if c.qkv_bias else None
+        self.k_bias = _zeros(shapes["k_bias"], kv) if c.qkv_bias else None
+        self.v_bias = _zeros(shapes["v_bias"], kv) if c.qkv_bias else None
+        self.q_norm = _scale(c, shapes["q_norm"]) if c.qk_norm else None
+        self.k_norm = _scale(c, shapes["k_norm"]) if c.qk_norm else None
 
 
 class Decoder(nnx.Module):
@@ -133,7 +96,7 @@ class Decoder(nnx.Module):
         self.blocks = jax.vmap(lambda key: Block(config, key))(
             jax.random.split(keys[1], config.layers)
         )
-        self.norm = _scale(config, config.hidden_size)
+        self.norm = _scale(config, (config.hidden_size,))
         self.head = self.score = None
         if config.scored:
             one = (1, config.hidden_size)
@@ -161,13 +124,13 @@ def empty_cache(c: DecoderConfig, batch: int, length: int, dtype: str) -> Cache:
     )
 
 
-def _scale(c: DecoderConfig, size: int) -> jax.Array:
+def _scale(c: DecoderConfig, shape: tuple[int, ...]) -> jax.Array:
     """Weights of a norm that changes no scale yet."""
-    return jnp.full(size, 0 if c.unit_offset else 1, jnp.float32, out_sharding=spec(None))
+    return jnp.full(shape, 0 if c.unit_offset else 1, jnp.float32, out_sharding=spec(None))
 
 
-def _zeros(size: int, axis: str | None) -> jax.Array:
-    return jnp.zeros(size, jnp.float32, out_sharding=spec(axis))
+def _zeros(shape: tuple[int, ...], axis: str | None) -> jax.Array:
+    return jnp.zeros(shape, jnp.float32, out_sharding=spec(axis))
 
 
 def _words(c: DecoderConfig, table_VD: jax.Array) -> jax.Array:
@@ -176,7 +139,7 @@ def _words(c: DecoderConfig, table_VD: jax.Array) -> jax.Array:
     return jnp.where(jax.reshard(real_V, spec("vocab"))[:, None], table_VD, 0)
 
 
-def _normal(key: jax.Array, shape: tuple[int, int], *axes: str) -> jax.Array:
+def _normal(key: jax.Array, shape: tuple[int, ...], *axes: str | None) -> jax.Array:
     return 0.02 * jax.random.normal(key, shape, jnp.float32, out_sharding=spec(*axes))
 
 

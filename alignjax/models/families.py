@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from alignjax.models.decoder import DecoderConfig
 from alignjax.models.rope import RopeScaling
+from alignjax.models.shapes import DecoderConfig
 
 # Our leaf -> Hugging Face's tensor; {} is the layer. Both are [out, in]: no leaf is transposed.
 TENSORS = {

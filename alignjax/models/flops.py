@@ -6,7 +6,7 @@ counted, so that model FLOPs utilisation (arXiv 2204.02311, appendix B) compares
 
 import numpy as np
 
-from alignjax.models.decoder import DecoderConfig
+from alignjax.models.shapes import DecoderConfig
 
 # Dense bfloat16 operations a second of one device, from its maker's data sheet, by a part of the
 # name that JAX and PyTorch give it; the first that is found counts.

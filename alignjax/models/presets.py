@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from alignjax.models.decoder import DecoderConfig
 from alignjax.models.rope import RopeScaling
+from alignjax.models.shapes import DecoderConfig
 
 
 def _llama(hidden: int, layers: int, heads: int, kv_heads: int, mlp: int, **more) -> DecoderConfig:

@@ -10,8 +10,9 @@ import numpy as np
 from alignjax.config import Compute
 from alignjax.models.decoder import head_weight, hidden_states
 from alignjax.sharding import AXES, place, to_host
+from alignjax.weights.loading import load
 from alignjax.weights.safetensors import has_weights
-from alignjax.weights.source import Source, decoder_config, load
+from alignjax.weights.source import Source, decoder_config
 
 _ROWS, _LENGTH = 2, 64  # of random tokens
 

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alignjax.models.shapes import is_stacked
 from alignjax.processes import is_first
 from alignjax.weights.disk import Writer, through
 from alignjax.weights.orbax import chunk_name
 from alignjax.weights.orbax_write import Target, create_arrays, targets_of, write_metadata
 from alignjax.weights.safetensors import files_of, header_for, stored_dtype, write_beside
-from alignjax.weights.source import Source, is_stacked, row_blocks
+from alignjax.weights.source import Source, row_blocks
 from alignjax.weights.tensorfile import unwritten
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from alignjax.files import is_remote, read_json
 from alignjax.models.families import TENSORS, from_hf, tensor_names
+from alignjax.models.shapes import is_stacked, true_shape
 from alignjax.weights.card import model_card
 from alignjax.weights.safetensors import (
     dtype_named,
@@ -25,13 +26,7 @@ from alignjax.weights.safetensors import (
     read_config,
     with_dtype,
 )
-from alignjax.weights.source import (
-    Source,
-    Stored,
-    decoder_config,
-    is_stacked,
-    true_shape,
-)
+from alignjax.weights.source import Source, Stored, decoder_config
 from alignjax.weights.tensorfile import DTYPES, read_bytes
 
 _COMMIT = "_CHECKPOINT_METADATA"  # Orbax's note that a checkpoint is whole

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from alignjax.models.families import tensor_names
+from alignjax.models.shapes import is_stacked, leaf_shapes
 from alignjax.processes import is_first
 from alignjax.weights.orbax import array_spec, chunk_name
 from alignjax.weights.safetensors import part, stored_dtype, write_companions
-from alignjax.weights.source import SLAB, Source, ahead, decoder_config, is_stacked, leaf_shapes
+from alignjax.weights.source import SLAB, Source, ahead, decoder_config
 from alignjax.weights.tensorfile import write_file
 from alignjax.weights.together import at_once, share, shared_directory
 

@@ -7,16 +7,17 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from alignjax.files import read_json, whole_directory
-from alignjax.models.decoder import Decoder
 from alignjax.models.families import tensor_names
+from alignjax.models.shapes import is_stacked
 from alignjax.processes import is_first
 from alignjax.sharding import to_host
-from alignjax.weights.source import Source, Stored, ahead, is_stacked, leaf_name, row_blocks
+from alignjax.weights.source import Source, Stored, ahead, leaf_name, row_blocks
 from alignjax.weights.tensorfile import (
     DTYPES,
     Held,
@@ -26,6 +27,9 @@ from alignjax.weights.tensorfile import (
     write_file,
 )
 from alignjax.weights.together import at_once, share, shared_directory
+
+if TYPE_CHECKING:
+    from alignjax.models.decoder import Decoder  # flax is slow to import
 
 # What travels from a model directory to an export beside the weights, byte for byte.
 COMPANIONS = (
@@ -122,7 +126,7 @@ def _names_of(path: Path) -> dict[Path, list[str]]:
 
 
 def export(
-    model: Decoder,
+    model: "Decoder",
     source: Source,
     target: Path,
     dtype: str,

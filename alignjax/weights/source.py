@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -13,17 +12,14 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from alignjax.models import decoder
 from alignjax.models.families import from_hf, tensor_names
-from alignjax.sharding import AXES, check_divides, concrete
-from alignjax.weights.spread import matrices, vectors
-from alignjax.weights.together import agree, at_once, share
+from alignjax.models.shapes import DecoderConfig, is_stacked, leaf_shapes
+from alignjax.weights.together import at_once, share
 
 Result = TypeVar("Result")
 
 
 SLAB = 1 << 23  # bytes of a tensor that a conversion reads or writes at a time
-_PADDED = ("embed", "head")  # leaves with a row for each token, and some more on devices
 
 
 class Stored(NamedTuple):
@@ -48,40 +44,13 @@ class Source:
     tokenizer_dir: Path  # tokenizer files, chat template and generation_config.json
 
 
-def decoder_config(source: Source) -> decoder.DecoderConfig:
+def decoder_config(source: Source) -> DecoderConfig:
     return from_hf(source.config, str(source.path))
 
 
 def leaf_name(path) -> str:
     """A leaf's place in a pytree as dotted words, "blocks.q"."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def leaf_shapes(config: decoder.DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each leaf of a model by name as it is stored, those of blocks over layers.
-
-    On devices the embedding and the head may have more rows, of zeros. Needs no device: where no
-    mesh is in use, an abstract one of a single device stands in.
-    """
-    one = jax.sharding.AbstractMesh(
-        (1,) * len(AXES), AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES)
-    )
-    unset = jax.sharding.get_abstract_mesh().empty
-    with jax.sharding.use_abstract_mesh(one) if unset else nullcontext():
-        leaves = jax.tree_util.tree_leaves_with_path(decoder.abstract(config))
-    return {
-        leaf_name(path): true_shape(config, leaf_name(path), leaf.shape) for path, leaf in leaves
-    }
-
-
-def true_shape(config: decoder.DecoderConfig, leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a leaf without the rows that pad the vocabulary."""
-    return (config.vocab_size, *shape[1:]) if leaf in _PADDED else shape
-
-
-def is_stacked(leaf: str) -> bool:
-    """Whether a leaf holds one tensor a layer, stacked."""
-    return leaf.startswith("blocks.")
 
 
 def read_whole(source: Source, name: str) -> np.ndarray:
@@ -131,52 +100,6 @@ def watched(source: Source, update: Callable[[int, str], None]) -> Source:
         return array
 
     return replace(source, read=read)
-
-
-def load(source: Source) -> decoder.Decoder:
-    """Reads a model onto the mesh as float32; each process reads its part of every tensor.
-
-    Host memory holds a few slabs of 32 MB. Raises ValueError on every process, naming file and
-    tensor, where the checkpoint does not hold what its config says, or weights that are not finite.
-    """
-    config = decoder_config(source)
-    check_divides(config.dimensions())
-    check_tensors(source)
-    damage: list[ValueError] = []
-
-    def rows(name: str, first: int, last: int) -> np.ndarray:
-        count, *rest = source.tensors[name].shape
-        index = (slice(min(first, count), min(last, count)), *(slice(None) for _ in rest))
-        try:
-            if not damage:
-                return source.read(name, index)
-        except ValueError as error:
-            damage.append(error)  # raised below: the others wait for this process's part
-        return np.zeros((index[0].stop - index[0].start, *rest), source.tensors[name].dtype)
-
-    def read(path, want):
-        leaf = leaf_name(path)
-        names = tensor_names(leaf, config.layers)
-        if len(want.shape) - is_stacked(leaf) == 2:
-            array, bad = matrices(want, names, rows)
-        else:
-            parts = [rows(n, 0, source.tensors[n].shape[0]).astype(np.float32) for n in names]
-            array = vectors(want, np.stack(parts) if is_stacked(leaf) else parts[0])
-            bad = [n for n, part in zip(names, parts, strict=True) if not np.isfinite(part).all()]
-        if bad:
-            damage.append(_not_finite(source, bad[0]))
-        return array
-
-    model = jax.tree_util.tree_map_with_path(read, concrete(decoder.abstract(config)))
-    agree(damage[0] if damage else None)
-    return model
-
-
-def _not_finite(source: Source, name: str) -> ValueError:
-    return ValueError(
-        f"{source.tensors[name].file}: {name} holds values that are not finite (NaN or infinity); "
-        "give a checkpoint whose weights are whole."
-    )
 
 
 def check_tensors(source: Source) -> None:

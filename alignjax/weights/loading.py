@@ -1,0 +1,58 @@
+"""A model from a checkpoint onto the mesh."""
+
+import jax
+import numpy as np
+
+from alignjax.models import decoder
+from alignjax.models.families import tensor_names
+from alignjax.models.shapes import is_stacked
+from alignjax.sharding import check_divides, concrete
+from alignjax.weights.source import Source, check_tensors, decoder_config, leaf_name
+from alignjax.weights.spread import matrices, vectors
+from alignjax.weights.together import agree
+
+
+def load(source: Source) -> decoder.Decoder:
+    """Reads a model onto the mesh as float32; each process reads its part of every tensor.
+
+    Host memory holds a few slabs of 32 MB. Raises ValueError on every process, naming file and
+    tensor, where the checkpoint does not hold what its config says, or weights that are not finite.
+    """
+    config = decoder_config(source)
+    check_divides(config.dimensions())
+    check_tensors(source)
+    damage: list[ValueError] = []
+
+    def rows(name: str, first: int, last: int) -> np.ndarray:
+        count, *rest = source.tensors[name].shape
+        index = (slice(min(first, count), min(last, count)), *(slice(None) for _ in rest))
+        try:
+            if not damage:
+                return source.read(name, index)
+        except ValueError as error:
+            damage.append(error)  # raised below: the others wait for this process's part
+        return np.zeros((index[0].stop - index[0].start, *rest), source.tensors[name].dtype)
+
+    def read(path, want):
+        leaf = leaf_name(path)
+        names = tensor_names(leaf, config.layers)
+        if len(want.shape) - is_stacked(leaf) == 2:
+            array, bad = matrices(want, names, rows)
+        else:
+            parts = [rows(n, 0, source.tensors[n].shape[0]).astype(np.float32) for n in names]
+            array = vectors(want, np.stack(parts) if is_stacked(leaf) else parts[0])
+            bad = [n for n, part in zip(names, parts, strict=True) if not np.isfinite(part).all()]
+        if bad:
+            damage.append(_not_finite(source, bad[0]))
+        return array
+
+    model = jax.tree_util.tree_map_with_path(read, concrete(decoder.abstract(config)))
+    agree(damage[0] if damage else None)
+    return model
+
+
+def _not_finite(source: Source, name: str) -> ValueError:
+    return ValueError(
+        f"{source.tensors[name].file}: {name} holds values that are not finite (NaN or infinity); "
+        "give a checkpoint whose weights are whole."
+    )
