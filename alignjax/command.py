@@ -2,6 +2,7 @@
 
 import dis
 import errno
+import gc
 import logging
 import os
 import signal
@@ -51,6 +52,8 @@ def run(main: Callable[[], int]) -> int:
             said, code = traceback.format_exc().rstrip(), 1
         else:
             said, code, shared = f"error: {words}", 2, isinstance(error, SharedError)
+    finally:
+        gc.freeze()  # or Python's end looks through all of jax for garbage: a third of a second
     process = _process()
     if process is None or (shared and process == 0):
         print(said, file=sys.stderr)

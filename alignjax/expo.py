@@ -5,6 +5,7 @@ on several processes, as training is, they share the work. Imports no jax: the c
 arguments before anything slow is imported.
 """
 
+import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ class Expo:
 def main() -> int:
     args, rules = parse()
     check(args)
+    gc.disable()  # nearly all that is made until weights are written is modules, and stays
     print(f"extrapolating {args.strong} from {args.weak}", flush=True)
     from alignjax import processes
 
@@ -83,6 +85,8 @@ def expo(args: Expo, rules: Rules) -> int:
     terminal.show(pair, found, args.dtype, args.report)
     if args.dry_run:
         return 0
+    gc.freeze()
+    gc.enable()
     return _write(args, rules, pair, by_alpha)
 
 

@@ -31,8 +31,10 @@ from safetensors.numpy import save_file
 
 from alignjax import convert
 from alignjax import expo as command
+from alignjax.extrapolation import arithmetic
 from alignjax.extrapolation.alphas import Rules
 from alignjax.models.presets import tiny
+from alignjax.weights import stream
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,6 +56,32 @@ def test_several_alphas_in_one_pass_have_a_directory_each(tmp_path, dtype):
     one, other = (path / "config.json" for path in (tmp_path / "strong", found))
     assert json.loads(one.read_text()) == json.loads(other.read_text())
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_tensors_large_enough_to_be_compiled_for(tmp_path, monkeypatch, dtype, to):
+    """The embedding, in parts of which the last is shorter; NumPy does the other tensors."""
+    sizes = []
+    compiled = arithmetic._compiled
+
+    def counted(strong, *others):
+        sizes.append(strong.size)
+        return compiled(strong, *others)
+
+    monkeypatch.setattr(arithmetic, "_compiled", counted)
+    c = tiny_config(vocab_size=20_000, hidden_size=64)
+    write(tmp_path, c, dtype=dtype)
+    out = run(tmp_path, f"--to={to}", alpha="0.3,-0.5")
+    full = stream.MOST // np.dtype(dtype).itemsize
+    assert 20_000 * c.hidden_size % full > arithmetic.PIECE
+    assert sizes == [full] * -(-20_000 * c.hidden_size // full)
+    for alpha in (0.3, -0.5):
+        found = out / f"alpha_{alpha}"
+        if to == "orbax":
+            found, stored = tmp_path / f"hf_{alpha}", found
+            convert.convert(convert.parse([f"--src={stored}", f"--dst={found}"]))
+        assert bytes_in(found) == expected(tmp_path, alpha, dtype)
 
 
 def test_the_command_as_a_user_runs_it(tmp_path):
@@ -267,6 +295,19 @@ def test_a_dry_run_shows_the_report_and_writes_nothing(tmp_path, capsys):
     run(tmp_path, "--dry-run", "--out=", "--report=whole")
     assert "theta - theta_sft, from all elements" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["strong", "weak"]
+
+
+def test_work_on_files_does_not_wait_for_flax(tmp_path):
+    """It takes a quarter of a second to import, and is for models on devices."""
+    write(tmp_path)
+    named = ["--weak=weak", "--strong=strong", "--alpha=0.3", "--out=out"]
+    code = f"import sys, alignjax.expo as c\nargs = c.parse({named})\nassert c.expo(*args) == 0\n"
+    code += "assert 'jax' in sys.modules and 'flax' not in sys.modules"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out").is_dir()
 
 
 def test_help_gives_every_key_its_comment_without_jax():

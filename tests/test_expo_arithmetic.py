@@ -43,6 +43,14 @@ def test_every_pair_of_dtypes_is_numpys_float32_cast_once(strong_kind, weak_kind
         assert np.mean(one == strong) < 0.9
 
 
+def of_both(strong, weak, alpha: float, kind) -> list[np.ndarray]:
+    """What NumPy makes of a few numbers, and XLA of so many of them that it is asked."""
+    many = [np.tile(side, PIECE // side.size + 1) for side in (strong, weak)]
+    found = [extrapolated(*sides, [alpha], kind)[0] for sides in ((strong, weak), many)]
+    assert len(found[1]) > PIECE
+    return [found[0], found[1][: strong.size]]
+
+
 @pytest.mark.parametrize("kind", DTYPES, ids=str)
 def test_subnormal_numbers_are_no_zeros(kind):
     """XLA on processors takes them for 0."""
@@ -52,9 +60,9 @@ def test_subnormal_numbers_are_no_zeros(kind):
         strong *= np.float32(2.0**125)
     elif kind == BF16:
         strong *= np.float32(2.0**16)
-    (found,) = extrapolated(strong.astype(kind), weak.astype(kind), [1.0], kind)
-    assert np.array_equal(found.astype(np.float64), 2 * strong.astype(np.float64))
-    assert np.all(found > 0)
+    for found in of_both(strong.astype(kind), weak.astype(kind), 1.0, kind):
+        assert np.array_equal(found.astype(np.float64), 2 * strong.astype(np.float64))
+        assert np.all(found > 0)
 
 
 def bits(kind, size):
@@ -74,17 +82,27 @@ def test_any_bits_of_float32_round_as_ml_dtypes_rounds(strong, weak):
 
 
 def check_any(strong, weak):
-    (found,) = extrapolated(strong, weak, [0.3], BF16)
+    check_bits(strong, weak)
+    check_bits(without_tiny(strong), without_tiny(weak))
+
+
+def without_tiny(side):
+    """A tiny number among many would have NumPy do them all."""
+    return np.where(np.abs(side.astype(np.float32)) < 2.0**-99, side.dtype.type(1), side)
+
+
+def check_bits(strong, weak):
     expected = result(strong, weak, 0.3, BF16)
-    same = found.view(np.uint16) == expected.view(np.uint16)
-    assert np.all(same | (np.isnan(found) & np.isnan(expected)))
+    for found in of_both(strong, weak, 0.3, BF16):
+        same = found.view(np.uint16) == expected.view(np.uint16)
+        assert np.all(same | (np.isnan(found) & np.isnan(expected)))
 
 
 def test_a_nan_of_many_bits_stays_one():
     """Rounding its bits up would carry into the sign and leave -0."""
     strong = np.full(4, 0x7FFFFFFF, np.uint32).view(np.float32)
-    (found,) = extrapolated(strong, np.zeros(4, np.float32), [0.3], BF16)
-    assert np.isnan(found.astype(np.float32)).all()
+    for found in of_both(strong, np.zeros(4, np.float32), 0.3, BF16):
+        assert np.isnan(found.astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.3, 2.0, -0.5])
