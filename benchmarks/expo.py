@@ -2,9 +2,13 @@
 
 For each size it makes two random Llamas of bfloat16 in shards of 1 GB and measures, each in a
 process of its own and with both models and the program in the system's cache: `cat` of both and
-`cp` of one, or of one three times, which are the floor; what is shown before anything is written;
-one alpha; three alphas in one pass. Each is timed to the end of its process, when much of what it
-wrote may still be in memory, and to the end of a `sync` after it, when the disk has it.
+`cp` of one, which are the floor, or `cat` and three times `cp`; what is shown before anything is
+written; one alpha; three alphas in one pass. Each is timed to the end of its process, when much of
+what it wrote may still be in memory, and to the end of a `sync` after it, when the disk has it.
+
+What a `cp` takes depends on whether the system has memory at hand for the copy: a virtual machine
+that has to ask its host for it takes several times as long. So `cp` is timed before, between and
+after the others, and the floor is given as the range that it was in.
 
 `--peers` names the Python of an environment made from peers/mergekit.txt, and measures mergekit and
 the paper's own route next to them, how many elements each rounds wrongly, and how far mergekit's
@@ -27,7 +31,6 @@ from weights import ROOT, child, private_bytes, settle, timed
 
 ALPHA, ALPHAS = "0.3", "0.1,0.2,0.3"
 SAMPLE = 1 << 21  # elements of a tensor that are compared, at most
-_THRICE = 'for i in 1 2 3; do mkdir -p "$0/$i" && cp "$@" "$0/$i"; done'
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Settings:
     params: tuple[float, ...] = (0.56e9, 1.57e9, 3e9)  # parameters, about
     peers: str = ""  # Python with mergekit, torch and transformers; empty: not measured
     scratch: str = ""  # directory for the files, deleted at the end; empty: the system's
-    rounds: int = 1  # how often everything is measured; the least times count
+    rounds: int = 1  # how often everything is measured; the least times count, of cp the range
     json: str = ""  # file for the numbers
 
 
@@ -55,8 +58,8 @@ def main() -> None:
         Path(settings.json).write_text(json.dumps(rows, indent=2))
 
 
-def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]:
-    """Step -> what `watched` says of it, the least seconds of all rounds."""
+def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict | list[dict]]:
+    """Step -> what `watched` says of it in each round; and of what "size"."""
     weak, strong, out = (scratch / name for name in ("weak", "strong", "out"))
     child("make", weak, str(params), script=__file__)
     child("near", weak, strong, script=__file__)
@@ -65,13 +68,15 @@ def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]
     size = sum(os.path.getsize(file) for file in one)
     ours = [sys.executable, "-m", "alignjax.expo", f"--weak={weak}", f"--strong={strong}"]
     ours += [f"--out={out}", "--shard-bytes=1000000000"]
+    copy = ["sh", "-c", 'mkdir -p "$0" && exec cp "$@"', str(out), *one, str(out)]
     steps = {
         "cat both": ["sh", "-c", 'exec cat "$@" > /dev/null', "cat", *files],
-        "cp one": ["sh", "-c", 'mkdir -p "$0" && exec cp "$@"', str(out), *one, str(out)],
-        "cp three": ["sh", "-c", _THRICE, str(out), *one],
+        "cp one": copy,
         "alignjax, report": [*ours, f"--alpha={ALPHA}", "--dry-run"],
         "alignjax, 1 alpha": [*ours, f"--alpha={ALPHA}"],
+        "cp one, again": copy,
         "alignjax, 3 alphas": [*ours, f"--alpha={ALPHAS}"],
+        "cp one, at the end": copy,
     }
     if settings.peers:
         recipe = scratch / "recipe.yml"
@@ -85,7 +90,7 @@ def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]
     if settings.peers:
         ready = [settings.peers, "-c", "import torch, transformers, mergekit.merge"]
         started |= {name: partial(watched, ready) for name in ("mergekit", "the paper's route")}
-    found = {"size": {"bytes": size, "params": params}}
+    found: dict = {"size": {"bytes": size, "params": params}}
     for _ in range(settings.rounds):
         for name, command in steps.items():
             _warm(sides)
@@ -94,9 +99,7 @@ def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict]
             if (out / "config.json").is_file():  # one model, and no copy of the files alone
                 now["misrounded"] = child("misrounded", *sides, out, script=__file__)["share"]
             print(name, now, flush=True)
-            before = found.get(name, now)
-            least = {one: min(now[one], before[one]) for one in ("seconds", "on disk", "cpu")}
-            found[name] = now | least | {"private": max(now["private"], before["private"])}
+            found.setdefault(name, []).append(now)
             shutil.rmtree(out, ignore_errors=True)
     if settings.peers:
         found["size"]["agreement"] = agreement(settings.peers, ours, sides, out, scratch)
@@ -158,23 +161,34 @@ def watched(command: list[str]) -> dict:
     return {"seconds": seconds, "on disk": on_disk, "cpu": used, "private": peak}
 
 
-def table(found: dict[str, dict]) -> str:
+def _floors(found: dict, kind: str, copies: int) -> list[float]:
+    """Seconds of `cat` and of so many `cp`, for each `cp` that was timed."""
+    cat = min(one["seconds"] for one in found["cat both"])
+    copied = [one[kind] for name in found if name.startswith("cp one") for one in found[name]]
+    return [cat + copies * one for one in copied]
+
+
+def table(found: dict[str, dict | list[dict]]) -> str:
+    """The least times, by the largest floor and by the least; the most memory."""
     size = found["size"]["bytes"]
     lines = [
         f"{size / 2e9:.2f} billion parameters, {size / 1e9:.2f} GB each side",
-        f"{'':20}{'s':>8}{'of floor':>10}{'on disk s':>11}{'of floor':>10}{'CPU s':>8}"
+        f"{'':20}{'s':>8}{'of floor':>14}{'on disk s':>11}{'of floor':>14}{'CPU s':>8}"
         f"{'private MB':>12}{'misrounded':>12}",
     ]
-    for name, one in found.items():
+    for name, rounds in found.items():
         if name == "size":
             continue
         line = f"{name:20}"
         for kind, width in (("seconds", 8), ("on disk", 11)):
-            copies = found["cp three" if "3 alphas" in name else "cp one"][kind]
-            floor = found["cat both"]["seconds"] + copies
-            line += f"{one[kind]:{width}.2f}{one[kind] / floor:10.2f}"
-        line += f"{one['cpu']:8.2f}{one['private'] / 1e6:12.0f}"
-        lines.append(line + (f"{one['misrounded']:12.5%}" if "misrounded" in one else ""))
+            least = min(one[kind] for one in rounds)
+            floors = _floors(found, kind, 3 if "3 alphas" in name else 1)
+            by = f"{least / max(floors):.2f} to {least / min(floors):.2f}"
+            line += f"{least:{width}.2f}{'' if name.startswith(('cat', 'cp')) else by:>14}"
+        line += f"{min(one['cpu'] for one in rounds):8.2f}"
+        line += f"{max(one['private'] for one in rounds) / 1e6:12.0f}"
+        wrong = [one["misrounded"] for one in rounds if "misrounded" in one]
+        lines.append(line + (f"{max(wrong):12.5%}" if wrong else ""))
     if "agreement" in found["size"]:
         lines.append(
             "largest difference from mergekit in float32, of the first "
