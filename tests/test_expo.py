@@ -59,9 +59,9 @@ def test_several_alphas_in_one_pass_have_a_directory_each(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("to", ["hf", "orbax"])
-def test_tensors_large_enough_to_be_compiled_for(tmp_path, monkeypatch, dtype, to):
-    """The embedding, in parts of which the last is shorter; NumPy does the other tensors."""
+@pytest.mark.parametrize(("hidden", "to"), [(64, "hf"), (48, "hf"), (48, "orbax")])
+def test_tensors_large_enough_to_be_compiled_for(tmp_path, monkeypatch, dtype, hidden, to):
+    """The embedding, in parts of which the last is filled up; NumPy does the other tensors."""
     sizes = []
     compiled = arithmetic._compiled
 
@@ -70,12 +70,12 @@ def test_tensors_large_enough_to_be_compiled_for(tmp_path, monkeypatch, dtype, t
         return compiled(strong, *others)
 
     monkeypatch.setattr(arithmetic, "_compiled", counted)
-    c = tiny_config(vocab_size=20_000, hidden_size=64)
+    c = tiny_config(vocab_size=30_000, hidden_size=hidden)
     write(tmp_path, c, dtype=dtype)
     out = run(tmp_path, f"--to={to}", alpha="0.3,-0.5")
-    full = stream.MOST // np.dtype(dtype).itemsize
-    assert 20_000 * c.hidden_size % full > arithmetic.PIECE
-    assert sizes == [full] * -(-20_000 * c.hidden_size // full)
+    rows = stream.MOST // (hidden * np.dtype(dtype).itemsize)
+    assert 30_000 % rows * hidden > arithmetic.PIECE
+    assert sizes == [rows * hidden] * -(-30_000 // rows)
     for alpha in (0.3, -0.5):
         found = out / f"alpha_{alpha}"
         if to == "orbax":

@@ -5,6 +5,7 @@ random bfloat16 pairs 0.0004 % of the elements are not the float64 result rounde
 would have none, and takes the processor 2.3 times as long.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from alignjax.weights.source import rows_within
 from alignjax.weights.stream import MOST
 from alignjax.weights.tensorfile import aligned
 
@@ -31,8 +33,9 @@ def extrapolated(
     factors = np.asarray(alphas, np.float32)
     if strong.size <= PIECE:
         return [_uncompiled(strong, weak, factor, kind) for factor in factors]
-    full = MOST // kind.itemsize
-    length = full << ((strong.size - 1) // full).bit_length()
+    row = math.prod(strong.shape[1:])
+    part = row * rows_within(row * kind.itemsize, MOST)
+    length = part << ((strong.size - 1) // part).bit_length()
     sides = (_filled_up(strong, length), _filled_up(weak, length))
     tiny, *found = _compiled(*sides, factors, np.uint32(0), kind)
     if tiny:

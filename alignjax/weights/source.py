@@ -62,8 +62,13 @@ def row_blocks(shape: tuple[int, ...], itemsize: int, most: int = SLAB) -> list[
     if not shape:
         return [()]
     rest = (slice(None),) * (len(shape) - 1)
-    step = max(most // max(math.prod(shape[1:]) * itemsize, 1), 1)
+    step = rows_within(math.prod(shape[1:]) * itemsize, most)
     return [(slice(at, min(at + step, shape[0])), *rest) for at in range(0, shape[0], step)]
+
+
+def rows_within(row: int, most: int) -> int:
+    """How many rows of so many bytes are at most `most`; one at least."""
+    return max(most // max(row, 1), 1)
 
 
 def ahead(work: Iterable[Callable[[], Result]]) -> Iterator[Result]:
