@@ -10,16 +10,16 @@ import jax
 import numpy as np
 import optax
 
+from alignjax import companions, evaluation, optim, reference
 from alignjax import config as configs
-from alignjax import evaluation, optim, reference
 from alignjax.data.batches import PackedSteps, packed_steps
-from alignjax.data.chat import end_of_turn_id, load_tokenizer, special_ids
+from alignjax.data.chat import load_tokenizer, special_ids
 from alignjax.data.mixture import epoch_items
 from alignjax.data.packing import plan_training
 from alignjax.data.summary import list_bad_rows, show_rows
 from alignjax.data.tokens import token_set
 from alignjax.data.tokenset import TokenSet
-from alignjax.files import load_array, read_json, remove_directory, whole_directory
+from alignjax.files import load_array, remove_directory, whole_directory
 from alignjax.models.decoder import Decoder
 from alignjax.processes import in_turn, is_first, on_first
 from alignjax.progress import phase, say
@@ -59,11 +59,8 @@ class Run:
         return "sets" if larger else self.stage.unit
 
     def eos_ids(self) -> list[int]:
-        """Every token that ends an answer, by template, generation config and model config."""
-        found = {self.tokenizer.eos_token_id, end_of_turn_id(self.tokenizer)}
-        for stored in (self.source.config, self._generation_config()):
-            found |= set(_listed(stored.get("eos_token_id")))
-        return sorted(found - {None})
+        """Every token that ends an answer."""
+        return companions.eos_ids(self.source, self.tokenizer)
 
     def optimizer(self) -> optax.GradientTransformation:
         words = None
@@ -71,33 +68,15 @@ class Run:
             words = special_ids(self.tokenizer)
         return optim.optimizer(self.config.optimizer, len(self.steps), words)
 
+    def companions(self) -> dict[str, str]:
+        """Files beside the weights that are not the source's, name -> text."""
+        template = self.config.model.chat_template
+        return companions.of_trained(self.source, self.tokenizer, template)
+
     def beside_export(self) -> dict[str, str]:
-        """Files of the export that are not the source's, name -> text.
-
-        generation_config.json is among them where the source's does not end an answer with the
-        token that the chat template ends it with.
-        """
-        files = {
-            "README.md": model_card(
-                configs.to_dict(self.config), decoder_config(self.source).scored
-            )
-        }
-        if self.config.model.chat_template:
-            files["chat_template.jinja"] = self.tokenizer.chat_template
-        generation = self._generation_config()
-        ends = _listed(generation.get("eos_token_id", self.source.config.get("eos_token_id")))
-        if end_of_turn_id(self.tokenizer) not in (None, *ends):
-            generation["eos_token_id"] = self.eos_ids()
-            files["generation_config.json"] = json.dumps(generation, indent=2) + "\n"
-        return files
-
-    def _generation_config(self) -> dict:
-        file = self.source.tokenizer_dir / "generation_config.json"
-        return read_json(file) if file.is_file() else {}
-
-
-def _listed(ids: int | list[int] | None) -> list[int | None]:
-    return ids if isinstance(ids, list) else [ids]
+        """The same and the model card."""
+        scored = decoder_config(self.source).scored
+        return {"README.md": model_card(configs.to_dict(self.config), scored)} | self.companions()
 
 
 _ARRAYS = ("ref_train", "ref_held_out", "logps_held_out")  # of a baseline
@@ -238,7 +217,7 @@ def _begin(run: Run) -> None:
             remove_directory(directory / name)
     record(config, directory)
     list_bad_rows(directory, run.sets())
-    save_companions(run.source, directory / "model")
+    save_companions(run.source, directory / "model", run.companions())
 
 
 def described(run: Run) -> list[str]:

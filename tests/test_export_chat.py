@@ -7,6 +7,7 @@ import pytest
 from refusals import ended
 
 from alignjax import templates
+from alignjax.weights.safetensors import COMPANIONS
 
 
 @pytest.fixture
@@ -18,7 +19,11 @@ def exported(monkeypatch, capsys, root, tmp_path):
             monkeypatch, capsys, root, tmp_path / "run", "--batch.max-steps=1", *overrides
         )
         assert (code, said) == (0, "")
-        return tmp_path / "run" / "export"
+        export, model = tmp_path / "run/export", tmp_path / "run/model"
+        for file in (export / name for name in COMPANIONS):  # who takes the checkpoint has them too
+            if file.is_file():
+                assert (model / file.name).read_bytes() == file.read_bytes()
+        return export
 
     return run
 

@@ -1,15 +1,18 @@
 """Reward models trained as a user trains them: from a language model or another, and exported."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from refusals import ended
+from conftest import hf_config, tiny_config
+from refusals import ended, prepare
 
-from alignjax import command, evaluate
+from alignjax import command, convert, evaluate
 from alignjax.models.families import from_hf
+from alignjax.weights.reward import reward_source
 from alignjax.weights.safetensors import open_directory
-from alignjax.weights.source import decoder_config, read_whole
+from alignjax.weights.source import Source, decoder_config, read_whole
 
 STEPS = ("--batch.max-steps=6", "--optimizer.learning-rate=3e-3", "--log.eval-every=3")
 
@@ -97,6 +100,60 @@ def test_the_padding_token_ends_no_answer(trained):
     """The tokenizer pads with the token that ends a turn; transformers would look before it."""
     config = json.loads((trained / "export/config.json").read_text())
     assert config["pad_token_id"] is None and from_hf(config, "x").scored
+
+
+def pads_with(directory) -> int:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory).pad_token_id
+
+
+def test_the_tokenizer_pads_with_the_token_of_the_config(tmp_path, monkeypatch, capsys):
+    """The source's pads with another one, which transformers would take for part of the answer."""
+    model = prepare(tmp_path) / "model"
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"pad_token_id": 0}))
+    (model / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<|im_end|>"}))
+    assert pads_with(model) == 2
+    run = tmp_path / "run"
+    more = ("--batch.max-steps=1", "--optimizer.learning-rate=3e-3")
+    assert ended(monkeypatch, capsys, tmp_path, run, *more, stage="rm") == (0, "")
+    assert open_directory(run / "export").config["pad_token_id"] == 0
+    args = convert.parse([f"--src={run}", f"--dst={tmp_path / 'converted'}"])
+    assert convert.convert(args) == 0
+    for directory in (run / "export", run / "model", tmp_path / "converted"):
+        assert pads_with(directory) == 0
+        found = json.loads((directory / "tokenizer_config.json").read_text())
+        source = json.loads((model / "tokenizer_config.json").read_text())
+        assert found == source | {"pad_token": "<|endoftext|>"}
+
+
+def test_a_padding_token_that_is_none_is_not_taken(tokenizer):
+    """Llama's first configs say -1."""
+    source = Source(Path("x"), hf_config(tiny_config()) | {"pad_token_id": -1}, {}, None, Path("x"))
+    assert reward_source(source, tokenizer).config["pad_token_id"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_transformers_pads_a_batch_as_it_was_trained(tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = prepare(tmp_path) / "model"
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"pad_token_id": 0}))
+    more = ("--batch.max-steps=1", "--optimizer.learning-rate=3e-3")
+    assert ended(monkeypatch, capsys, tmp_path, tmp_path / "run", *more, stage="rm") == (0, "")
+    export = tmp_path / "run/export"
+    model = AutoModelForSequenceClassification.from_pretrained(export)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    texts = ["red<|im_end|>", "green blue one two<|im_end|>"]
+    with torch.no_grad():
+        alone = [model(**tokenizer(one, return_tensors="pt")).logits.item() for one in texts]
+        batch = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0]
+    assert batch.tolist() == pytest.approx(alone, abs=1e-5)
+    assert alone[0] != alone[1]
 
 
 @pytest.mark.slow

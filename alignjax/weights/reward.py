@@ -28,6 +28,7 @@ def reward_source(source: Source, tokenizer) -> Source:
 
     ends = (tokenizer.eos_token_id, end_of_turn_id(tokenizer))
     pads = (source.config.get("pad_token_id"), tokenizer.pad_token_id, tokenizer.unk_token_id)
-    pad = next((token for token in pads if token is not None and token not in ends), None)
+    known = (token for token in pads if token is not None and 0 <= token < len(tokenizer))
+    pad = next((token for token in known if token not in ends), None)
     hf = with_score(source.config) | {"pad_token_id": pad}
     return replace(source, config=hf, tensors=tensors, read=read)

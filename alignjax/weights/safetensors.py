@@ -260,18 +260,24 @@ def write_beside(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     write_companions(source, directory, dtype)
-    for name, text in (beside or {}).items():
-        (directory / name).write_text(text, encoding="utf-8")
+    _write_texts(directory, beside)
 
 
-def save_companions(source: Source, target: Path) -> Path:
+def save_companions(source: Source, target: Path, beside: dict[str, str] | None = None) -> Path:
     """Keeps config.json and the tokenizer files of a source in a directory of their own.
 
     A run keeps them beside its checkpoints, which hold arrays alone. What the target held goes.
+    `beside` gives more files, name -> text, which replace the source's own.
     """
     with whole_directory(target, replace=True) as directory:
         write_companions(source, directory, "source")
+        _write_texts(directory, beside)
     return target
+
+
+def _write_texts(directory: Path, files: dict[str, str] | None) -> None:
+    for name, text in (files or {}).items():
+        (directory / name).write_text(text, encoding="utf-8")
 
 
 def write_companions(source: Source, directory: Path, dtype: str) -> None:

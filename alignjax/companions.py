@@ -1,0 +1,53 @@
+"""What lies beside a trained model's weights and is not its source's: template, ends, padding."""
+
+import json
+
+from alignjax.data.chat import end_of_turn_id
+from alignjax.files import read_json
+from alignjax.weights.source import Source, decoder_config
+
+
+def of_trained(source: Source, tokenizer, chat_template: str) -> dict[str, str]:
+    """The files without which the model is not used as it was trained, name -> text.
+
+    A chat template that was given. generation_config.json, where the source's does not end an
+    answer with the token that the template ends it with. A reward model's tokenizer, where it pads
+    with another token than config.json says: transformers takes the reward before those.
+    """
+    files = {}
+    if chat_template:
+        files["chat_template.jinja"] = tokenizer.chat_template
+    generation = _generation_config(source)
+    ends = _listed(generation.get("eos_token_id", source.config.get("eos_token_id")))
+    if end_of_turn_id(tokenizer) not in (None, *ends):
+        generation["eos_token_id"] = eos_ids(source, tokenizer)
+        files["generation_config.json"] = _text(generation)
+    pad = source.config.get("pad_token_id")
+    if decoder_config(source).scored and pad not in (None, tokenizer.pad_token_id):
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            file = source.tokenizer_dir / name
+            if file.is_file():
+                named = {"pad_token": tokenizer.convert_ids_to_tokens(pad)}
+                files[name] = _text(read_json(file) | named)
+    return files
+
+
+def eos_ids(source: Source, tokenizer) -> list[int]:
+    """Every token that ends an answer, by template, generation config and model config."""
+    found = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
+    for stored in (source.config, _generation_config(source)):
+        found |= set(_listed(stored.get("eos_token_id")))
+    return sorted(found - {None})
+
+
+def _generation_config(source: Source) -> dict:
+    file = source.tokenizer_dir / "generation_config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _listed(ids: int | list[int] | None) -> list[int | None]:
+    return ids if isinstance(ids, list) else [ids]
+
+
+def _text(content: dict) -> str:
+    return json.dumps(content, indent=2) + "\n"
