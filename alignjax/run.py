@@ -24,12 +24,12 @@ from alignjax.models.decoder import Decoder
 from alignjax.processes import in_turn, is_first, on_first
 from alignjax.progress import phase, say
 from alignjax.resume import check_length, check_model, check_settings, record
+from alignjax.reward_source import reward_source
 from alignjax.sharding import axis_size, check_divides, local_rows
 from alignjax.stages import Stage, stage_of
 from alignjax.weights.card import model_card
 from alignjax.weights.fetch import open_model
 from alignjax.weights.loading import load
-from alignjax.weights.reward import reward_source
 from alignjax.weights.safetensors import save_companions
 from alignjax.weights.source import Source, decoder_config, size_of, watched
 

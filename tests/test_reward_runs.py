@@ -10,7 +10,7 @@ from refusals import ended, prepare
 
 from alignjax import command, convert, evaluate
 from alignjax.models.families import from_hf
-from alignjax.weights.reward import reward_source
+from alignjax.reward_source import reward_source
 from alignjax.weights.safetensors import open_directory
 from alignjax.weights.source import Source, decoder_config, read_whole
 
