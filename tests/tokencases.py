@@ -1,7 +1,10 @@
 """Rows in short, and the tokens on disk that are made of them."""
 
+import dataclasses
 import json
 from pathlib import Path
+
+import numpy as np
 
 from alignjax.config import Data
 from alignjax.data import tokens
@@ -42,3 +45,12 @@ def make(path, tokenizer, tokenizer_dir, cache, stage="dpo", held_out=False, **s
 
 def tokenizer_text(data: TokenSet, tokenizer, sequence: int) -> str:
     return tokenizer.decode(sequences(data)[sequence][0])
+
+
+def same(one: TokenSet, other: TokenSet) -> bool:
+    """Whether all is equal but where the bad rows are listed."""
+    return all(
+        np.array_equal(getattr(one, field.name), getattr(other, field.name))
+        for field in dataclasses.fields(TokenSet)
+        if field.name != "bad_rows_file"
+    )
