@@ -1,5 +1,6 @@
 """How a command ends: in order, or with one sentence and an exit code."""
 
+import atexit
 import dis
 import errno
 import gc
@@ -31,6 +32,7 @@ def run(main: Callable[[], int]) -> int:
     always does, since nobody has put it into words. Of several processes, one that fails alone ends
     at once and does not wait for the others, which would wait for it.
     """
+    atexit.register(gc.freeze)  # or Python's end looks through jax for garbage: a third of a second
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missed here
     if not os.environ.get("ALIGNJAX_TRACEBACK"):
         for name in ("absl", "asyncio"):  # Orbax logs what it raises as well
@@ -52,8 +54,6 @@ def run(main: Callable[[], int]) -> int:
             said, code = traceback.format_exc().rstrip(), 1
         else:
             said, code, shared = f"error: {words}", 2, isinstance(error, SharedError)
-    finally:
-        gc.freeze()  # or Python's end looks through all of jax for garbage: a third of a second
     process = _process()
     if process is None or (shared and process == 0):
         print(said, file=sys.stderr)

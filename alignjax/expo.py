@@ -85,7 +85,6 @@ def expo(args: Expo, rules: Rules) -> int:
     terminal.show(pair, found, args.dtype, args.report)
     if args.dry_run:
         return 0
-    gc.freeze()
     gc.enable()
     return _write(args, rules, pair, by_alpha)
 

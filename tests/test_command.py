@@ -1,6 +1,7 @@
 """How a command ends: one sentence for what a user can mend, a trace for the rest."""
 
 import errno
+import gc
 import json
 
 import pytest
@@ -88,3 +89,10 @@ def test_divergence_and_ctrl_c_have_codes_of_their_own(capsys):
         130,
         "stopped: what was saved stays, and the same command goes on from there.\n",
     )
+
+
+def test_garbage_is_still_collected_after_a_command():
+    """What is frozen stays, and with it every program that was compiled."""
+    before = gc.get_freeze_count()
+    assert command.run(lambda: 0) == 0
+    assert gc.isenabled() and gc.get_freeze_count() == before
