@@ -38,12 +38,15 @@ class Expo:
 def main() -> int:
     args, rules = parse()
     check(args)
-    gc.disable()  # nearly all that is made until weights are written is modules, and stays
     print(f"extrapolating {args.strong} from {args.weak}", flush=True)
-    from alignjax import processes
+    gc.disable()  # nearly all that is made until weights are written is modules, and stays
+    try:
+        from alignjax import processes
 
-    processes.join_on_host()
-    return expo(args, rules)
+        processes.join_on_host()
+        return expo(args, rules)
+    finally:
+        gc.enable()
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Expo, Rules]:

@@ -37,6 +37,13 @@ def one_device():
     mesh()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """A process that runs all tests would have more maps of programs than Linux gives it."""
+    yield
+    jax.clear_caches()
+
+
 def tiny_config(tied: bool = True, **changes) -> DecoderConfig:
     return tiny("llama3_8b", tied_head=tied, **changes)
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from alignjax import command, config
+from alignjax import command, config, expo
 
 
 def ended(capsys, work) -> tuple[int, str]:
@@ -91,8 +91,10 @@ def test_divergence_and_ctrl_c_have_codes_of_their_own(capsys):
     )
 
 
-def test_garbage_is_still_collected_after_a_command():
+def test_garbage_is_still_collected_after_a_command(monkeypatch):
     """What is frozen stays, and with it every program that was compiled."""
     before = gc.get_freeze_count()
     assert command.run(lambda: 0) == 0
+    monkeypatch.setattr("sys.argv", ["expo", "--weak=a", "--strong=b", "--alpha=0.3", "--out=c"])
+    assert command.run(expo.main) == 2
     assert gc.isenabled() and gc.get_freeze_count() == before
