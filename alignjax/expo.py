@@ -39,14 +39,13 @@ def main() -> int:
     args, rules = parse()
     check(args)
     print(f"extrapolating {args.strong} from {args.weak}", flush=True)
-    gc.disable()  # nearly all that is made until weights are written is modules, and stays
+    gc.disable()  # jax's modules are no garbage
     try:
         from alignjax import processes
-
-        processes.join_on_host()
-        return expo(args, rules)
     finally:
         gc.enable()
+    processes.join_on_host()
+    return expo(args, rules)
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Expo, Rules]:
@@ -88,7 +87,6 @@ def expo(args: Expo, rules: Rules) -> int:
     terminal.show(pair, found, args.dtype, args.report)
     if args.dry_run:
         return 0
-    gc.enable()
     return _write(args, rules, pair, by_alpha)
 
 

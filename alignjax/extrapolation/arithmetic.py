@@ -34,8 +34,7 @@ def extrapolated(
     if strong.size <= PIECE:
         return [_uncompiled(strong, weak, factor, kind) for factor in factors]
     row = math.prod(strong.shape[1:])
-    part = row * rows_within(row * kind.itemsize, MOST)
-    length = part << ((strong.size - 1) // part).bit_length()
+    length = max(row * rows_within(row * kind.itemsize, MOST), strong.size)
     sides = (_filled_up(strong, length), _filled_up(weak, length))
     tiny, *found = _compiled(*sides, factors, np.uint32(0), kind)
     if tiny:
