@@ -6,6 +6,8 @@ from alignjax.data.chat import end_of_turn_id
 from alignjax.files import read_json
 from alignjax.weights.source import Source, decoder_config
 
+_GENERATION = "generation_config.json"
+
 
 def of_trained(source: Source, tokenizer, chat_template: str) -> dict[str, str]:
     """The files without which the model is not used as it was trained, name -> text.
@@ -17,31 +19,31 @@ def of_trained(source: Source, tokenizer, chat_template: str) -> dict[str, str]:
     files = {}
     if chat_template:
         files["chat_template.jinja"] = tokenizer.chat_template
-    generation = _generation_config(source)
+    generation = _held(source, _GENERATION)
     ends = _listed(generation.get("eos_token_id", source.config.get("eos_token_id")))
     if end_of_turn_id(tokenizer) not in (None, *ends):
         generation["eos_token_id"] = eos_ids(source, tokenizer)
-        files["generation_config.json"] = _text(generation)
+        files[_GENERATION] = _text(generation)
     pad = source.config.get("pad_token_id")
     if decoder_config(source).scored and pad not in (None, tokenizer.pad_token_id):
+        named = {"pad_token": tokenizer.convert_ids_to_tokens(pad)}
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            file = source.tokenizer_dir / name
-            if file.is_file():
-                named = {"pad_token": tokenizer.convert_ids_to_tokens(pad)}
-                files[name] = _text(read_json(file) | named)
+            if (source.tokenizer_dir / name).is_file():
+                files[name] = _text(_held(source, name) | named)
     return files
 
 
 def eos_ids(source: Source, tokenizer) -> list[int]:
     """Every token that ends an answer, by template, generation config and model config."""
     found = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
-    for stored in (source.config, _generation_config(source)):
+    for stored in (source.config, _held(source, _GENERATION)):
         found |= set(_listed(stored.get("eos_token_id")))
     return sorted(found - {None})
 
 
-def _generation_config(source: Source) -> dict:
-    file = source.tokenizer_dir / "generation_config.json"
+def _held(source: Source, name: str) -> dict:
+    """What a JSON file of the source says; nothing where it is not there."""
+    file = source.tokenizer_dir / name
     return read_json(file) if file.is_file() else {}
 
 

@@ -259,29 +259,27 @@ def write_beside(
         total = sum(size_as(source, name, dtype) for name in weight_map)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-    write_companions(source, directory, dtype)
-    _write_texts(directory, beside)
+    write_companions(source, directory, dtype, beside)
 
 
 def save_companions(source: Source, target: Path, beside: dict[str, str] | None = None) -> Path:
     """Keeps config.json and the tokenizer files of a source in a directory of their own.
 
     A run keeps them beside its checkpoints, which hold arrays alone. What the target held goes.
-    `beside` gives more files, name -> text, which replace the source's own.
+    `beside` as in `write_companions`.
     """
     with whole_directory(target, replace=True) as directory:
-        write_companions(source, directory, "source")
-        _write_texts(directory, beside)
+        write_companions(source, directory, "source", beside)
     return target
 
 
-def _write_texts(directory: Path, files: dict[str, str] | None) -> None:
-    for name, text in (files or {}).items():
-        (directory / name).write_text(text, encoding="utf-8")
+def write_companions(
+    source: Source, directory: Path, dtype: str, beside: dict[str, str] | None = None
+) -> None:
+    """Writes what lies beside the weights; config.json names `dtype` unless it is "source".
 
-
-def write_companions(source: Source, directory: Path, dtype: str) -> None:
-    """Writes what lies beside the weights; config.json names `dtype` unless it is "source"."""
+    `beside` gives more files, name -> text, which replace the source's own.
+    """
     config = source.config if dtype == "source" else with_dtype(source.config, dtype)
     text = json.dumps(config, indent=2) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
@@ -289,6 +287,8 @@ def write_companions(source: Source, directory: Path, dtype: str) -> None:
         file = source.tokenizer_dir / name
         if file.is_file():
             (directory / name).write_bytes(file.read_bytes())
+    for name, text in (beside or {}).items():
+        (directory / name).write_text(text, encoding="utf-8")
 
 
 def with_dtype(config: dict, dtype: str) -> dict:
