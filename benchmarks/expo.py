@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict | list[dict]]:
-    """Step -> what `watched` says of it in each round; and of what "size"."""
+    """Step -> what `watched` says of it, each time; and under "size", of how much."""
     weak, strong, out = (scratch / name for name in ("weak", "strong", "out"))
     child("make", weak, str(params), script=__file__)
     child("near", weak, strong, script=__file__)
@@ -69,24 +69,25 @@ def measure(params: float, settings: Settings, scratch: Path) -> dict[str, dict 
     ours = [sys.executable, "-m", "alignjax.expo", f"--weak={weak}", f"--strong={strong}"]
     ours += [f"--out={out}", "--shard-bytes=1000000000"]
     copy = ["sh", "-c", 'mkdir -p "$0" && exec cp "$@"', str(out), *one, str(out)]
-    steps = {
-        "cat both": ["sh", "-c", 'exec cat "$@" > /dev/null', "cat", *files],
-        "cp one": copy,
-        "alignjax, report": [*ours, f"--alpha={ALPHA}", "--dry-run"],
-        "alignjax, 1 alpha": [*ours, f"--alpha={ALPHA}"],
-        "cp one, again": copy,
-        "alignjax, 3 alphas": [*ours, f"--alpha={ALPHAS}"],
-        "cp one, at the end": copy,
-    }
+    steps = [
+        ("cat both", ["sh", "-c", 'exec cat "$@" > /dev/null', "cat", *files]),
+        ("cp one", copy),
+        ("alignjax, report", [*ours, f"--alpha={ALPHA}", "--dry-run"]),
+        ("alignjax, 1 alpha", [*ours, f"--alpha={ALPHA}"]),
+        ("cp one", copy),
+        ("alignjax, 3 alphas", [*ours, f"--alpha={ALPHAS}"]),
+        ("cp one", copy),
+    ]
     if settings.peers:
         recipe = scratch / "recipe.yml"
         recipe.write_text(json.dumps(mergekit(weak, strong, "bfloat16")))
-        steps["mergekit"] = _mergekit(settings.peers, recipe, out)
+        steps.append(("mergekit", _mergekit(settings.peers, recipe, out)))
         peer = str(Path(__file__).parent / "peers/with_transformers.py")
-        steps["the paper's route"] = [settings.peers, peer, str(weak), str(strong), ALPHA, str(out)]
+        route = [settings.peers, peer, str(weak), str(strong), ALPHA, str(out)]
+        steps.append(("the paper's route", route))
     found: dict = {"size": {"bytes": size, "params": params}}
     for _ in range(settings.rounds):
-        for name, command in steps.items():
+        for name, command in steps:
             _warm(files)
             now = watched(command)
             if (out / "config.json").is_file():  # one model, and no copy of the files alone
@@ -157,12 +158,14 @@ def watched(command: list[str]) -> dict:
 def _floors(found: dict, kind: str, copies: int) -> list[float]:
     """Seconds of `cat` and of so many `cp`, for each `cp` that was timed."""
     cat = min(one["seconds"] for one in found["cat both"])
-    copied = [one[kind] for name in found if name.startswith("cp one") for one in found[name]]
-    return [cat + copies * one for one in copied]
+    return [cat + copies * one[kind] for one in found["cp one"]]
 
 
 def table(found: dict[str, dict | list[dict]]) -> str:
-    """The least times, by the largest floor and by the least; the most memory."""
+    """The least times, by the largest floor and by the least; the most memory.
+
+    Of what the floor is made, the longest times stand in place of that.
+    """
     size = found["size"]["bytes"]
     lines = [
         f"{size / 2e9:.2f} billion parameters, {size / 1e9:.2f} GB each side",
@@ -174,10 +177,12 @@ def table(found: dict[str, dict | list[dict]]) -> str:
             continue
         line = f"{name:20}"
         for kind, width in (("seconds", 8), ("on disk", 11)):
-            least = min(one[kind] for one in rounds)
+            times = [one[kind] for one in rounds]
             floors = _floors(found, kind, 3 if "3 alphas" in name else 1)
-            by = f"{least / max(floors):.2f} to {least / min(floors):.2f}"
-            line += f"{least:{width}.2f}{'' if name.startswith(('cat', 'cp')) else by:>14}"
+            by = f"{min(times) / max(floors):.2f} to {min(times) / min(floors):.2f}"
+            if name in ("cat both", "cp one"):
+                by = f"to {max(times):.2f} s"
+            line += f"{min(times):{width}.2f}{by:>14}"
         line += f"{min(one['cpu'] for one in rounds):8.2f}"
         line += f"{max(one['private'] for one in rounds) / 1e6:12.0f}"
         wrong = [one["misrounded"] for one in rounds if "misrounded" in one]
