@@ -108,16 +108,24 @@ def pads_with(directory) -> int:
     return AutoTokenizer.from_pretrained(directory).pad_token_id
 
 
-def test_the_tokenizer_pads_with_the_token_of_the_config(tmp_path, monkeypatch, capsys):
-    """The source's pads with another one, which transformers would take for part of the answer."""
-    model = prepare(tmp_path) / "model"
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory):
+    """A directory with a run of a step from a model whose tokenizer pads with another token."""
+    root = prepare(tmp_path_factory.mktemp("padded"))
+    model = root / "model"
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"pad_token_id": 0}))
     (model / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<|im_end|>"}))
-    assert pads_with(model) == 2
-    run = tmp_path / "run"
     more = ("--batch.max-steps=1", "--optimizer.learning-rate=3e-3")
-    assert ended(monkeypatch, capsys, tmp_path, run, *more, stage="rm") == (0, "")
+    with pytest.MonkeyPatch.context() as patch:
+        assert ended(patch, None, root, root / "run", *more, stage="rm") == (0, "")
+    return root
+
+
+def test_the_tokenizer_pads_with_the_token_of_the_config(padded, tmp_path):
+    """The source's pads with another one, which transformers would take for part of the answer."""
+    model, run = padded / "model", padded / "run"
+    assert pads_with(model) == 2
     assert open_directory(run / "export").config["pad_token_id"] == 0
     args = convert.parse([f"--src={run}", f"--dst={tmp_path / 'converted'}"])
     assert convert.convert(args) == 0
@@ -136,16 +144,11 @@ def test_a_padding_token_that_is_none_is_not_taken(tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_transformers_pads_a_batch_as_it_was_trained(tmp_path, monkeypatch, capsys):
+def test_transformers_pads_a_batch_as_it_was_trained(padded):
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = prepare(tmp_path) / "model"
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"pad_token_id": 0}))
-    more = ("--batch.max-steps=1", "--optimizer.learning-rate=3e-3")
-    assert ended(monkeypatch, capsys, tmp_path, tmp_path / "run", *more, stage="rm") == (0, "")
-    export = tmp_path / "run/export"
+    export = padded / "run/export"
     model = AutoModelForSequenceClassification.from_pretrained(export)
     tokenizer = AutoTokenizer.from_pretrained(export)
     texts = ["red<|im_end|>", "green blue one two<|im_end|>"]
