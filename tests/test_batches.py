@@ -1,6 +1,7 @@
 """Every sequence can be read back from the packed batches, with its targets and its reference."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -226,6 +227,27 @@ def test_reading_from_a_step_on_gives_the_same_batches(sides):
         for array, same in zip(batch, steps[step], strict=True):
             assert np.array_equal(array, same)
     assert [array.dtype for array in whole[0]] == [np.int32] * 5 + [np.float32] * 3 + [np.int32]
+
+
+def test_the_next_batches_are_made_before_they_are_asked_for(monkeypatch):
+    """While a step trains; no more than two, whatever the memory that they would find."""
+    made, original, third = [], PackedSteps.__getitem__, threading.Event()
+
+    def noting(steps, step):
+        batch = original(steps, step)
+        made.append(step)
+        if step == 2:
+            third.set()
+        return batch
+
+    monkeypatch.setattr(PackedSteps, "__getitem__", noting)
+    batches = make(2).read()
+    next(batches)
+    assert third.wait(60)
+    following = next(batches)
+    for array, same in zip(following, original(make(2), 1), strict=True):
+        assert np.array_equal(array, same)
+    assert made[:3] == [0, 1, 2] and len(made) <= 6 < len(make(2))
 
 
 @pytest.mark.parametrize("local", [[0], [1, 2], [0, 2]])

@@ -7,7 +7,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -273,12 +272,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(model, tmp_path):
 def test_help_gives_every_key_its_comment_without_jax():
     code = "import sys, alignjax.convert as c\ntry: c.parse(['--help'])\n"
     code += "except SystemExit: assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
-    started = time.monotonic()
     env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80", "NO_COLOR": "1"}
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 10
     words = " ".join(done.stdout.replace("│", " ").split())
     source = (ROOT / "alignjax/convert.py").read_text()
     comments = re.findall(r"^    (\w+): .*  # (.*)$", source, re.M)

@@ -139,27 +139,52 @@ def test_other_work_or_another_start_of_the_machine_begins_anew(tmp_path, monkey
         shutil.rmtree(out)
 
 
+# The command with small parts, each of which takes its time: who kills it meets it at work.
+SLOW = """
+import sys, time
+from alignjax import expo
+from alignjax.weights import stream
+
+stream.MOST = 1 << 16
+write_part = stream.write_part
+
+def slowly(*arguments):
+    time.sleep(0.01)
+    write_part(*arguments)
+
+stream.write_part = slowly
+sys.exit(expo.main())
+"""
+
+
 @pytest.mark.slow
 def test_sigkill_and_the_same_command_again(tmp_path):
     write(tmp_path, BIG)
     env = environment(tmp_path / "cache")
+    command = [sys.executable, "-c", SLOW, *line(tmp_path, alpha="0.3,2")[3:]]
+    note, done = tmp_path / ".out.unfinished/done-0", [0]
     for wait in (0.0, 0.05, 0.1):
-        (running,) = start(line(tmp_path, alpha="0.3,2"), env, 1, tmp_path / "logs")
-        note = tmp_path / ".out.unfinished/done-0"
+        (running,) = start(command, env, 1, tmp_path / "logs")
         end = time.monotonic() + 60
-        while not note.exists() and running.process.poll() is None and time.monotonic() < end:
+        while parts_done(note) <= done[-1] and time.monotonic() < end:
+            assert running.process.poll() is None, running.log.read_text()
             time.sleep(0.001)
         time.sleep(wait)
         running.process.send_signal(signal.SIGKILL)
-        assert running.process.wait() == -signal.SIGKILL or wait
-        if not wait:  # in the middle
-            assert (tmp_path / ".out.unfinished/about.json").exists()
-            assert not (tmp_path / "out").exists()
-    codes, outputs = finish(start(line(tmp_path, alpha="0.3,2"), env, 1, tmp_path / "logs"))
-    there = (tmp_path / "out").exists()
-    assert there and (codes == [0] or "it is there already" in outputs[0]), outputs
+        assert running.process.wait() == -signal.SIGKILL
+        assert (tmp_path / ".out.unfinished/about.json").exists()
+        assert not (tmp_path / "out").exists()
+        done.append(parts_done(note))
+    assert done == sorted(set(done))
+    codes, outputs = finish(start(command, env, 1, tmp_path / "logs"))
+    assert codes == [0], outputs
     for alpha in ("0.3", "2"):
         assert bytes_in(tmp_path / f"out/alpha_{alpha}") == expected(tmp_path, float(alpha))
+
+
+def parts_done(note) -> int:
+    words = note.read_text().split() if note.exists() else []
+    return int(words[1]) if len(words) == 2 else 0
 
 
 # The command, which says at its end how many bytes of weights it read to extrapolate them.
