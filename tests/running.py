@@ -41,6 +41,27 @@ def arguments(root: Path, run: str, *overrides: str, stage: str = "dpo") -> list
     ]
 
 
+# Training in which each batch comes a tenth of a second late.
+_LATE = """
+import sys, time
+from alignjax import command, loop, train
+
+following = loop._next
+
+def late(*arguments):
+    time.sleep(0.1)
+    return following(*arguments)
+
+loop._next = late
+sys.exit(command.run(train.main))
+"""
+
+
+def slowly(command: list[str]) -> list[str]:
+    """The same run, with time between two steps for whoever is to meet it at work."""
+    return [command[0], "-c", _LATE, *command[3:]]
+
+
 class Running(NamedTuple):
     process: subprocess.Popen
     log: Path

@@ -14,6 +14,7 @@ from running import (
     finish,
     launch,
     launch_several,
+    slowly,
     start,
     untimed,
     wait_for,
@@ -86,7 +87,7 @@ def test_a_signal_to_one_process_stops_all_after_one_step(prepared, two, tmp_pat
     name = f"stopped-{number.name}"
     command = arguments(prepared, name, *SAMPLED)
     env = environment(tmp_path / "cache")
-    started = start(command, env, 2, tmp_path / "logs")
+    started = start(slowly(command), env, 2, tmp_path / "logs")
     wait_for(started[0], "step 4/20")
     started[1].process.send_signal(number)
     codes, outputs = finish(started)
@@ -106,7 +107,7 @@ def test_a_signal_to_one_process_stops_all_after_one_step(prepared, two, tmp_pat
 def test_ctrl_c_stops_a_run_of_one_process_after_its_step(prepared, tmp_path):
     command = arguments(prepared, "alone", *SAMPLED)
     env = environment(tmp_path / "cache", 2)
-    started = start(command, env, 1, tmp_path / "logs")
+    started = start(slowly(command), env, 1, tmp_path / "logs")
     wait_for(started[0], "step 4/20")
     started[0].process.send_signal(signal.SIGINT)
     codes, outputs = finish(started)
@@ -118,22 +119,17 @@ def test_ctrl_c_stops_a_run_of_one_process_after_its_step(prepared, tmp_path):
 
 def test_a_mistake_ends_all_processes_with_one_sentence(prepared, tmp_path):
     command = arguments(prepared, "refused", "--data.path=nowhere.jsonl")
-    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "logs"), 60)
+    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "logs"))
     assert codes == [2, 2]
     assert "nowhere.jsonl" in outputs[0].strip().splitlines()[-1]
     assert "error" not in outputs[1] and "Traceback" not in "".join(outputs)
 
 
 def test_a_second_run_in_the_directory_is_refused_on_every_process(prepared, tmp_path):
-    first = start(
-        arguments(prepared, "held", "--batch.epochs=50"),
-        environment(tmp_path / "cache"),
-        1,
-        tmp_path / "logs",
-    )
-    wait_for(first[0], "step 2/")
     command = arguments(prepared, "held", "--batch.epochs=50")
-    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "more"), 60)
+    first = start(slowly(command), environment(tmp_path / "cache"), 1, tmp_path / "logs")
+    wait_for(first[0], "step 2/")
+    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "more"))
     first[0].process.kill()
     finish(first)
     assert codes == [2, 2] and f"process {first[0].process.pid} on" in outputs[0]
@@ -164,7 +160,7 @@ print("found", json.dumps(found))
 
 def test_processes_agree_and_read_their_own_rows(tmp_path):
     command = [sys.executable, "-c", PLAIN]
-    codes, outputs = finish(start(command, environment(tmp_path, 2), 2, tmp_path / "logs"), 60)
+    codes, outputs = finish(start(command, environment(tmp_path, 2), 2, tmp_path / "logs"))
     assert codes == [0, 0], "\n".join(outputs)
     found = [json.loads(re.search("found (.*)", text)[1]) for text in outputs]
     assert [f.pop("rows") for f in found] == [[0, 1, 2, 3], [4, 5, 6, 7]]

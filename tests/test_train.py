@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny_config, write_model, write_pairs
-from running import arguments, environment, launch, metrics_of, untimed
+from running import arguments, environment, launch, metrics_of, slowly, untimed
 from safetensors.numpy import load_file
 
 PAIRS, HELD_OUT, PER_STEP = 40, 12, 4
@@ -64,7 +64,7 @@ def test_the_screen_says_what_is_trained_and_what_came_of_it(prepared):
 def test_killed_and_started_again_ends_with_the_same_bits(prepared):
     command = arguments(prepared, "killed", "--samples.prompts=4", "--samples.max-tokens=8")
     env = environment(prepared / "cache")
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(slowly(command), env=env, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("step 8/"):
                 process.send_signal(signal.SIGKILL)
@@ -174,24 +174,9 @@ def test_weights_that_are_not_finite_stop_the_run_and_name_the_rows(prepared):
     assert names == ["1"]
 
 
-SLOW_DATA = """
-import sys, time
-from alignjax import command, loop, train
-
-following = loop._next
-
-def late(*arguments):
-    time.sleep(0.1)
-    return following(*arguments)
-
-loop._next = late
-sys.exit(command.run(train.main))
-"""
-
-
 def test_waiting_for_data_is_told_as_a_share_of_the_time(prepared):
     command = arguments(prepared, "waited", "--batch.max-steps=4", "--log.every=1")
-    launch([command[0], "-c", SLOW_DATA, *command[3:]], environment(prepared / "cache"))
+    launch(slowly(command), environment(prepared / "cache"))
     lines = metrics_of(prepared / "waited")
     tokens = np.diff([line.get("num_tokens", 0) for line in lines])
     seconds = tokens / [line["tokens_per_second"] for line in lines[1:]]
