@@ -69,7 +69,7 @@ def test_shapes_are_those_of_the_models_leaves(name, kind):
     assert found == {leaf: true_shape(c, leaf, shape) for leaf, shape in held.items()}
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 2), (1, 2, 4)])
+@pytest.mark.parametrize("sizes", [(1, 4, 2), pytest.param((1, 2, 4), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ODD)
 def test_a_mesh_changes_no_log_prob_and_no_gradient(name, sizes):
     c = ODD[name]
