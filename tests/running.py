@@ -57,9 +57,14 @@ sys.exit(command.run(train.main))
 """
 
 
+def scripted(command: list[str], script: str) -> list[str]:
+    """A command of `python -m module ...` with a script in place of the module."""
+    return [command[0], "-c", script, *command[3:]]
+
+
 def slowly(command: list[str]) -> list[str]:
     """The same run, with time between two steps for whoever is to meet it at work."""
-    return [command[0], "-c", _LATE, *command[3:]]
+    return scripted(command, _LATE)
 
 
 class Running(NamedTuple):

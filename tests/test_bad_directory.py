@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import hf_config, tiny_config, write_model, write_pairs
 from refusals import LAYERS, ended
-from running import arguments, environment, launch, metrics_of, untimed
+from running import arguments, environment, launch, metrics_of, scripted, untimed
 
 from alignjax import lock
 
@@ -179,7 +179,7 @@ def test_a_disk_that_is_full_while_saving(root, whole, disk, when):
     at, resize = disk
     directory = at / "run"
     command, env = arguments(root, directory, *STEPS), environment(root / "cache", 8)
-    first = command if when == "before" else [command[0], "-c", FILLED, *command[3:]]
+    first = command if when == "before" else scripted(command, FILLED)
     done = launch(first, env, check=False)
     told = re.fullmatch(
         rf"error: {directory}/checkpoints: the disk is full: a checkpoint needs 1\.3 MB, "

@@ -290,12 +290,13 @@ def test_import_brings_in_nothing_slow(module):
     assert not loaded & {"jax", "jaxlib", "flax", "torch", "transformers", "numpy", "grain", "tyro"}
 
 
-def test_help_takes_less_than_a_second_of_cpu():
-    python("-m", "alignjax.train", "--help")
+@pytest.mark.parametrize("command", ["train", "evaluate", "convert", "expo"])
+def test_help_takes_less_than_a_second_of_cpu(command):
+    python("-m", f"alignjax.{command}", "--help")
     seconds = []
     for _ in range(3):
         before = children_cpu_seconds()
-        assert python("-m", "alignjax.train", "--help").returncode == 0
+        assert python("-m", f"alignjax.{command}", "--help").returncode == 0
         seconds.append(children_cpu_seconds() - before)
     assert 0 < min(seconds) < 1.0
 

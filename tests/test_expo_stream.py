@@ -13,7 +13,7 @@ import pytest
 from conftest import mesh, tiny_config
 from expomodels import bytes_in, expected, run, save_run, tensors_of
 from expomodels import write_pair as write
-from running import environment, finish, start
+from running import environment, finish, scripted, start
 
 from alignjax import command, convert, lock
 from alignjax.files import location
@@ -161,12 +161,12 @@ sys.exit(expo.main())
 def test_sigkill_and_the_same_command_again(tmp_path):
     write(tmp_path, BIG)
     env = environment(tmp_path / "cache")
-    command = [sys.executable, "-c", SLOW, *line(tmp_path, alpha="0.3,2")[3:]]
-    note, done = tmp_path / ".out.unfinished/done-0", [0]
+    command = scripted(line(tmp_path, alpha="0.3,2"), SLOW)
+    note, done = stream._Note(tmp_path / ".out.unfinished"), [0]
     for wait in (0.0, 0.05, 0.1):
         (running,) = start(command, env, 1, tmp_path / "logs")
         end = time.monotonic() + 60
-        while parts_done(note) <= done[-1] and time.monotonic() < end:
+        while note.read() <= done[-1] and time.monotonic() < end:
             assert running.process.poll() is None, running.log.read_text()
             time.sleep(0.001)
         time.sleep(wait)
@@ -174,17 +174,12 @@ def test_sigkill_and_the_same_command_again(tmp_path):
         assert running.process.wait() == -signal.SIGKILL
         assert (tmp_path / ".out.unfinished/about.json").exists()
         assert not (tmp_path / "out").exists()
-        done.append(parts_done(note))
+        done.append(note.read())
     assert done == sorted(set(done))
     codes, outputs = finish(start(command, env, 1, tmp_path / "logs"))
     assert codes == [0], outputs
     for alpha in ("0.3", "2"):
         assert bytes_in(tmp_path / f"out/alpha_{alpha}") == expected(tmp_path, float(alpha))
-
-
-def parts_done(note) -> int:
-    words = note.read_text().split() if note.exists() else []
-    return int(words[1]) if len(words) == 2 else 0
 
 
 # The command, which says at its end how many bytes of weights it read to extrapolate them.
@@ -221,9 +216,7 @@ def test_four_processes_write_the_same_and_each_reads_its_quarter(tmp_path, to, 
     """Of files as they are; what a run of 8 devices saved comes in Orbax's chunks."""
     write(tmp_path, BIG)
     env = environment(tmp_path / "cache")
-    script = tmp_path / "counting.py"
-    script.write_text(COUNTING)
-    command = [sys.executable, str(script), *line(tmp_path, f"--to={to}")[3:]]
+    command = scripted(line(tmp_path, f"--to={to}"), COUNTING)
     if saved:
         mesh(fsdp=4, tensor=2)
         command.append(f"--strong={save_run(tmp_path, 'strong')}")

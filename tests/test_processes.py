@@ -122,7 +122,7 @@ def test_ctrl_c_stops_a_run_of_one_process_after_its_step(prepared, tmp_path):
 
 def test_a_mistake_ends_all_processes_with_one_sentence(prepared, tmp_path):
     command = arguments(prepared, "refused", "--data.path=nowhere.jsonl")
-    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "logs"))
+    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "logs"), 60)
     assert codes == [2, 2]
     assert "nowhere.jsonl" in outputs[0].strip().splitlines()[-1]
     assert "error" not in outputs[1] and "Traceback" not in "".join(outputs)
@@ -132,7 +132,7 @@ def test_a_second_run_in_the_directory_is_refused_on_every_process(prepared, tmp
     command = arguments(prepared, "held", "--batch.epochs=50")
     first = start(slowly(command), environment(tmp_path / "cache"), 1, tmp_path / "logs")
     wait_for(first[0], "step 2/")
-    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "more"))
+    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "more"), 60)
     first[0].process.kill()
     finish(first)
     assert codes == [2, 2] and f"process {first[0].process.pid} on" in outputs[0]
@@ -163,7 +163,7 @@ print("found", json.dumps(found))
 
 def test_processes_agree_and_read_their_own_rows(tmp_path):
     command = [sys.executable, "-c", PLAIN]
-    codes, outputs = finish(start(command, environment(tmp_path, 2), 2, tmp_path / "logs"))
+    codes, outputs = finish(start(command, environment(tmp_path, 2), 2, tmp_path / "logs"), 60)
     assert codes == [0, 0], "\n".join(outputs)
     found = [json.loads(re.search("found (.*)", text)[1]) for text in outputs]
     assert [f.pop("rows") for f in found] == [[0, 1, 2, 3], [4, 5, 6, 7]]
