@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from alignjax import config as configs
+from alignjax.errors import UserError
 from alignjax.files import is_remote
 from alignjax.processes import on_first
 from alignjax.progress import gigabytes
@@ -58,7 +59,7 @@ def best_metric(config) -> tuple[str, str]:
     """Splits "eval_loss:min" into the metric, which the stage must have, and its better end."""
     metric, _, better = config.checkpoint.best.rpartition(":")
     if not metric or better not in ("min", "max"):
-        raise ValueError(
+        raise UserError(
             f"checkpoint.best={config.checkpoint.best!r}: write a metric and :min or :max, such as "
             "eval_loss:min."
         )
@@ -66,7 +67,7 @@ def best_metric(config) -> tuple[str, str]:
     facts = Facts(sides, sides, items, items, sides.astype(np.int32))
     known = [f"eval_{name}" for name in stage_of(config).terms(sides, facts)]
     if metric not in known:
-        raise ValueError(
+        raise UserError(
             f"checkpoint.best={config.checkpoint.best!r}: there is no metric {metric}; there are "
             f"{', '.join(known)}."
         )
@@ -76,14 +77,14 @@ def best_metric(config) -> tuple[str, str]:
 def save(manager, state: State, step: int, config, metrics: dict[str, float] | None) -> None:
     """Starts to save a state; returns before it is on disk.
 
-    Raises ValueError, naming the directory and the space needed, where the disk is full, now or
+    Raises UserError, naming the directory and the space needed, where the disk is full, now or
     since the last save. Older checkpoints stay as they are.
     """
     leaves, need = _flat(state), _space(state)
     with _disk_errors(manager, need):
         manager.wait_until_finished()  # the space that the last one takes is known then
         if not on_first(lambda: _fits(manager, need)):
-            raise ValueError(_disk_full(manager, need))
+            raise UserError(_disk_full(manager, need))
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -104,7 +105,7 @@ def _chunks(leaves: dict[str, jax.Array]) -> dict[str, ocp.SaveArgs]:
 
 
 def wait(manager, state: State) -> None:
-    """Returns when the last save is on disk; raises ValueError where the disk was too full."""
+    """Returns when the last save is on disk; raises UserError where the disk was too full."""
     with _disk_errors(manager, _space(state)):
         manager.wait_until_finished()
 
@@ -118,7 +119,7 @@ def _disk_errors(manager, need: int) -> Iterator[None]:
         text = str(error)
         if "No space left" not in text and "ENOSPC" not in text:
             raise
-        raise ValueError(_disk_full(manager, need)) from None
+        raise UserError(_disk_full(manager, need)) from None
 
 
 def _space(state: State) -> int:
@@ -152,7 +153,7 @@ def _disk_full(manager, need: int) -> str:
 def restore(manager, step: int, like: State) -> State:
     """A saved state on the mesh in use; `like` (of `jax.eval_shape`) gives shapes and shardings.
 
-    Raises ValueError where the checkpoint is damaged, or of another model or optimizer.
+    Raises UserError where the checkpoint is damaged, or of another model or optimizer.
     """
     wanted = concrete(like)
     _check_shapes(manager, step, wanted)
@@ -160,7 +161,7 @@ def restore(manager, step: int, like: State) -> State:
     try:
         found = manager.restore(step, args=args)["state"]
     except Exception as error:  # Orbax raises it bare
-        raise ValueError(_damaged(manager, step, error)) from None
+        raise UserError(_damaged(manager, step, error)) from None
     leaves = [found[leaf_name(path)] for path, _ in jax.tree_util.tree_leaves_with_path(wanted)]
     # A copy: the step donates its state, and restored buffers may be shared with Orbax.
     return jax.tree.unflatten(jax.tree.structure(wanted), [jnp.copy(leaf) for leaf in leaves])
@@ -184,12 +185,12 @@ def _check_shapes(manager, step: int, wanted: State) -> None:
     try:
         metadata = manager.item_metadata(step)["state"]
     except Exception as error:  # Orbax raises it bare, where damage hits what describes the arrays
-        raise ValueError(_damaged(manager, step, error)) from None
+        raise UserError(_damaged(manager, step, error)) from None
     held = {name: tuple(leaf.shape) for name, leaf in metadata.items()}
     for name, leaf in _flat(wanted).items():
         if held.get(name) != tuple(leaf.shape):
             there = f"with shape {held[name]}" if name in held else "not at all"
-            raise ValueError(
+            raise UserError(
                 f"{os.fspath(manager.directory / str(step))}: the checkpoint holds {name} {there}, "
                 f"but this run needs it with shape {tuple(leaf.shape)}: the run directory belongs "
                 "to another model or optimizer; choose another --run_dir, or delete it."

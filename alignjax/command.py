@@ -1,8 +1,6 @@
 """How a command ends: in order, or with one sentence and an exit code."""
 
 import atexit
-import dis
-import errno
 import gc
 import logging
 import os
@@ -10,31 +8,26 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
-# What a disk can refuse, and what a user can do about it.
-_DISK = {
-    errno.ENOSPC: "no space is left on the disk; free some, and the same command goes on",
-    errno.EDQUOT: "the disk quota is used up; free some, and the same command goes on",
-    errno.EACCES: "permission is denied; name a place that this user may write to",
-    errno.EEXIST: "this is a file, where a directory is needed; name another place",
-    errno.EBUSY: "this is a mount point; name a directory in it",
-    errno.ENAMETOOLONG: "this name is too long; name another place",
-    errno.ENOTDIR: "this lies below a file; name another place",
-    errno.EROFS: "the file system is read-only; name a place that can be written to",
-}
+from alignjax.errors import SharedError, printable, sentence_of
 
 
 def run(main: Callable[[], int]) -> int:
     """Runs a command and gives its exit code.
 
-    2: a user's mistake or a disk's refusal, in one sentence. 1: training diverged. 130: Ctrl-C.
-    ALIGNJAX_TRACEBACK=1 shows where an error comes from; an error that no line of alignjax raised
-    always does, since nobody has put it into words. Of several processes, one that fails alone ends
-    at once and does not wait for the others, which would wait for it.
+    2: a user's mistake or a disk's refusal, in one sentence. 1: training diverged, or a fault of
+    alignjax itself, with its traceback. 130: Ctrl-C. ALIGNJAX_TRACEBACK=1 shows where a user's
+    mistake was noticed too. Of several processes, one that fails alone ends at once and does not
+    wait for the others, which would wait for it.
     """
     atexit.register(gc.freeze)  # or Python's end looks through jax for garbage: a third of a second
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # torch is not missed here
-    if not os.environ.get("ALIGNJAX_TRACEBACK"):
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # no run ends because a terminal lacks a character
+            stream.reconfigure(errors="backslashreplace")
+    trace = os.environ.get("ALIGNJAX_TRACEBACK", "0") not in ("", "0")
+    if not trace:
         for name in ("absl", "asyncio"):  # Orbax logs what it raises as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
         sys.unraisablehook = _show
@@ -47,49 +40,31 @@ def run(main: Callable[[], int]) -> int:
         said = "stopped: what was saved stays, and the same command goes on from there."
         code = 128 + signal.SIGINT
     except Exception as error:
-        words = worded(error)
-        if os.environ.get("ALIGNJAX_TRACEBACK") or not words:
+        sentence = sentence_of(error)
+        if trace or not sentence:
             if _process() is None:
                 raise
             said, code = traceback.format_exc().rstrip(), 1
         else:
-            said, code, shared = f"error: {words}", 2, isinstance(error, SharedError)
+            said, code, shared = f"error: {sentence}", 2, isinstance(error, SharedError)
     process = _process()
     if process is None or (shared and process == 0):
-        print(said, file=sys.stderr)
+        _tell(said)
     elif not shared:
-        print(f"process {process}: {said}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        _tell(f"process {process}: {said}")
         os._exit(code)  # jax's own end waits minutes for processes that are stuck
     return code
 
 
-class SharedError(ValueError):
-    """A mistake that is told to every process, so that they end together."""
+def _tell(text: str) -> None:
+    with suppress(OSError):  # nobody reads it
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _show(unraisable) -> None:
     """Prints a trace, but not those of writes that tensorstore ends after Orbax has given up."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
-
-
-def worded(error: Exception) -> str:
-    """What to tell a user of an error: alignjax's own words, or a disk's; else nothing."""
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return f"{error.filename or 'writing'}: {_DISK[error.errno]}."
-    return str(error) if is_worded(error) else ""
-
-
-def is_worded(error: Exception) -> bool:
-    """Whether a `raise ValueError` of alignjax's own is where an error comes from."""
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    frame = trace.tb_frame
-    raised = dis.opname[frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
-    ours = frame.f_globals.get("__name__", "").partition(".")[0] in ("alignjax", "__main__")
-    return type(error) in (ValueError, SharedError) and raised and ours
 
 
 def _process() -> int | None:

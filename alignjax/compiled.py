@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from alignjax.errors import UserError
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 WIDTHS = {"pred": 8, "bf16": 16}  # bits of the types whose names do not end in them
 
@@ -53,7 +55,7 @@ def dumped(directory: Path, function: str) -> str:
     """The optimised program of a jitted function, as XLA wrote it to an empty directory."""
     files = sorted(directory.glob(f"*.jit_{function}.*after_optimizations.txt"))
     if len(files) != 1:
-        raise ValueError(
+        raise UserError(
             f"{directory} holds {len(files)} optimised programs of {function}: compile it once, "
             "with dump_options of an empty directory."
         )
@@ -64,10 +66,10 @@ def transfers(program: str) -> list[Transfer]:
     """Every array that a program sends between devices, in no order."""
     computations, entry = _parse(program)
     if entry is None:
-        raise ValueError("this is no program: it has no ENTRY; give XLA's text of a whole module.")
+        raise UserError("this is no program: it has no ENTRY; give XLA's text of a whole module.")
     found = list(_walk(computations, entry, 1, False))
     if not found:
-        raise ValueError("the program sends nothing between devices: compile it for several.")
+        raise UserError("the program sends nothing between devices: compile it for several.")
     return found
 
 
@@ -113,7 +115,7 @@ def _closing(text: str) -> int:
         depth += (letter == "(") - (letter == ")")
         if depth == 0:
             return i + 1
-    raise ValueError(f"brackets do not close in {text[:80]!r}: the program's text is cut off.")
+    raise UserError(f"brackets do not close in {text[:80]!r}: the program's text is cut off.")
 
 
 def _walk(
@@ -166,7 +168,7 @@ def _group(one: _Instruction) -> int:
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])  # 'axis', or a part 'axis':(1)2
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
     attributes = one.rest[_closing("(" + one.rest) :].strip(", ")
-    raise ValueError(f"{one.name}: the reader knows no device groups like {attributes[:160]!r}.")
+    raise UserError(f"{one.name}: the reader knows no device groups like {attributes[:160]!r}.")
 
 
 def _trip_count(computations: dict[str, Computation], name: str, loop: _Instruction) -> int:
@@ -190,7 +192,7 @@ def _trip_count(computations: dict[str, Computation], name: str, loop: _Instruct
     numbers = [_origin(body, operand) for operand in step.operands]
     steps = [_integer(one) for one in numbers if one.opcode == "constant"]
     if step.opcode != "add" or len(steps) != 1 or start.opcode != "constant":
-        raise ValueError(f"{loop.name}: the reader does not see how this loop counts.")
+        raise UserError(f"{loop.name}: the reader does not see how this loop counts.")
     return -(-(_integer(end) - _integer(start)) // steps[0])
 
 

@@ -12,7 +12,21 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
+from alignjax.errors import UserError
+from alignjax.validate import Bound
+
 Options = TypeVar("Options")
+
+_MOST = 2**31 - 1  # of a count
+Count = Annotated[int, Bound(0, _MOST)]
+Positive = Annotated[int, Bound(1, _MOST)]
+Large = Annotated[float, Bound(0, 1e6)]
+Share = Annotated[float, Bound(0, 1)]
+Flip = Annotated[float, Bound(0, 0.5)]  # a probability
+Bytes = Annotated[int, Bound(1, 2**63 - 1)]
+Left = Annotated[int, Bound(-1, _MOST)]  # -1: what is left
+Part = Annotated[float, Bound(0, below=1)]  # less than all
+Decay = Annotated[float, Bound(0, below=1)]  # of an average: at 1 it would never move
 
 
 @dataclass(frozen=True)
@@ -26,15 +40,15 @@ class Compute:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of activations, matmuls and weight traffic
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"  # of gradients summed over devices
     remat: Literal["none", "dots", "full", "offload"] = "full"  # what the backward pass makes again
-    vocab_chunk: int = 4096  # vocabulary entries whose logits exist at one time
+    vocab_chunk: Positive = 4096  # vocabulary entries whose logits exist at one time
     attention: Literal["auto", "blocks", "splash", "triton"] = "auto"  # TPU splash, GPU triton
 
 
 @dataclass(frozen=True)
 class Mesh:
-    replica: int = 1  # devices that hold copies of the weights (data parallel across slices)
-    fsdp: int = -1  # devices that share the weights and split the batch; -1: all that are left
-    tensor: int = 1  # devices that split heads, MLP and vocabulary
+    replica: Positive = 1  # devices that hold copies of the weights (data parallel across slices)
+    fsdp: Left = -1  # devices that share the weights and split the batch; -1: all that are left
+    tensor: Positive = 1  # devices that split heads, MLP and vocabulary
 
 
 @dataclass(frozen=True)
@@ -43,14 +57,14 @@ class Data:
     eval_path: str = ""  # held-out rows, named in the same way; empty: data.path
     split: str = "train"  # rows to train on, by the dataset's splits or the rows' `split` column
     eval_split: str = "test"  # held-out rows, likewise
-    eval_fraction: float = 0.0  # share of prompts held out, by hash, where no `split` column is
+    eval_fraction: Part = 0.0  # share of prompts held out, by hash, where no `split` column is
     strings: Literal["chat", "plain"] = "chat"  # string columns: turns of a chat, or text as it is
     train_on: Literal["all", "last", "everything"] = "all"  # turns of an answer, or (sft) all text
-    max_length: int = 1024  # tokens a sequence may have
-    max_prompt_length: int = 0  # of a pair (or set) too long, cut from the left; 0: it is dropped
+    max_length: Annotated[int, Bound(2, _MOST)] = 1024  # tokens a sequence may have
+    max_prompt_length: Count = 0  # of a pair (or set) too long, cut from the left; 0: it is dropped
     weights: str = ""  # of data.path's names, as "1,0.1": 0.1 keeps a tenth, 2 takes all twice
-    max_responses: int = 0  # rm: of a set, its best, its worst and some between; 0: all
-    max_pairs: int = 0  # pairs (rm: or sets) chosen to train on; 0: all
+    max_responses: Count = 0  # rm: of a set, its best, its worst and some between; 0: all
+    max_pairs: Count = 0  # pairs (rm: or sets) chosen to train on; 0: all
     select: Literal["random", "longest", "shortest", "score_gap"] = "random"  # which, for max_pairs
     overlong: Literal["drop", "truncate", "split"] = "drop"  # sft: longer ones (pairs are dropped)
     on_bad_row: Literal["stop", "skip"] = "stop"  # skip: go on, and list them in RUN_DIR/bad_rows
@@ -59,58 +73,58 @@ class Data:
 
 @dataclass(frozen=True)
 class Batch:
-    pairs: int = 0  # preference pairs (rm: or sets) a step, packed within the step (rm, dpo)
-    sequences: int = 0  # sequences a step, packed within the step (sft)
-    rows: int = 0  # full rows a step, packed over the whole epoch
-    row_length: int = 2048  # tokens a packed row
-    rows_per_device: int = 1  # rows of a micro-batch on each data-parallel device
-    epochs: int = 1  # passes over the data
-    max_steps: int = 0  # stop, and end the schedule, after so many steps; 0: when the epochs end
+    pairs: Count = 0  # preference pairs (rm: or sets) a step, packed within the step (rm, dpo)
+    sequences: Count = 0  # sequences a step, packed within the step (sft)
+    rows: Count = 0  # full rows a step, packed over the whole epoch
+    row_length: Positive = 2048  # tokens a packed row
+    rows_per_device: Positive = 1  # rows of a micro-batch on each data-parallel device
+    epochs: Positive = 1  # passes over the data
+    max_steps: Count = 0  # stop, and end the schedule, after so many steps; 0: when the epochs end
 
 
 @dataclass(frozen=True)
 class Optimizer:
     rule: Literal["adamw", "adafactor", "lion"] = "adamw"  # adafactor: memory of the weights alone
-    learning_rate: float = 5e-7  # peak
+    learning_rate: Large = 5e-7  # peak
     schedule: Literal["cosine", "linear", "constant"] = "linear"  # after the warm-up
-    warmup_ratio: float = 0.1  # share of the steps over which the rate rises from 0
-    final_ratio: float = 0.0  # rate at the end, as a share of the peak
-    b1: float = 0.9  # decay of AdamW's first moment; of Lion's step
-    b2: float = 0.95  # decay of AdamW's second moment; of Lion's moment
+    warmup_ratio: Share = 0.1  # share of the steps over which the rate rises from 0
+    final_ratio: Share = 0.0  # rate at the end, as a share of the peak
+    b1: Decay = 0.9  # decay of AdamW's first moment; of Lion's step
+    b2: Decay = 0.95  # decay of AdamW's second moment; of Lion's moment
     moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of AdamW's first moment, and Lion's
-    eps: float = 1e-8  # AdamW's denominator
-    weight_decay: float = 0.0  # decoupled; matrices only
-    clip_norm: float = 1.0  # global gradient norm above which gradients are scaled down
-    ema_decay: float = 0.0  # of an average of the weights, which is then the result; 0: none
+    eps: Annotated[float, Bound(most=1, above=0)] = 1e-8  # AdamW's denominator
+    weight_decay: Large = 0.0  # decoupled; matrices only
+    clip_norm: Large = 1.0  # global gradient norm above which gradients are scaled down
+    ema_decay: Decay = 0.0  # of an average of the weights, which is then the result; 0: none
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    every: int = 100  # steps between saves; the last step, and one cut short, is always saved
-    keep: int = 2  # latest checkpoints kept
+    every: Positive = 100  # steps between saves; the last step, and one cut short, is always saved
+    keep: Positive = 2  # latest checkpoints kept
     best: str = ""  # a metric and its better end, e.g. "eval_rewards/accuracies:max": kept as well
 
 
 @dataclass(frozen=True)
 class Log:
-    every: int = 1  # steps between lines of metrics.jsonl
-    eval_every: int = 100  # steps between evaluations; step 0 and the last are always evaluated
+    every: Positive = 1  # steps between lines of metrics.jsonl
+    eval_every: Positive = 100  # steps between evaluations, besides one at step 0 and at the end
 
 
 @dataclass(frozen=True)
 class Samples:
-    prompts: int = 0  # held-out prompts answered before and after training; 0: none
-    show: int = 3  # of those, printed at the end
-    max_tokens: int = 96  # longest answer, in tokens
-    temperature: float = 0.7  # 0: greedy
-    batch: int = 64  # prompts answered at one time on each data-parallel device
+    prompts: Count = 0  # held-out prompts answered before and after training; 0: none
+    show: Count = 3  # of those, printed at the end
+    max_tokens: Positive = 96  # longest answer, in tokens
+    temperature: Large = 0.7  # 0: greedy
+    batch: Positive = 64  # prompts answered at one time on each data-parallel device
     kl: bool = False  # dpo: answer at each evaluation, and measure KL to the reference, read again
 
 
 @dataclass(frozen=True)
 class Export:
     dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"  # GGUF's source: float32
-    shard_bytes: int = 5_000_000_000  # largest safetensors file, bytes
+    shard_bytes: Bytes = 5_000_000_000  # largest safetensors file, bytes
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,7 @@ class Training:
     name: str = ""  # run name
     run_dir: str = ""  # everything the run writes, here or on gs://; empty: runs/NAME
     wandb: bool = False  # log to Weights & Biases as well (its package is needed, WANDB_* apply)
-    seed: int = 0  # of the shuffle and of sampled answers
+    seed: Annotated[int, Bound(0, 2**32 - 1)] = 0  # of the shuffle and of sampled answers
     model: Model = field(default_factory=Model)
     compute: Compute = field(default_factory=Compute)
     mesh: Mesh = field(default_factory=Mesh)
@@ -146,7 +160,7 @@ class RM(Training):
     """A reward model from pairs or sets, by Bradley and Terry (arXiv 2203.02155, equation 1)."""
 
     name: str = "rm"  # run name
-    centering: float = 0.0  # weight of the mean of (chosen + rejected)^2, which draws rewards to 0
+    centering: Large = 0.0  # weight of the mean of (chosen + rejected)^2, which draws rewards to 0
 
 
 @dataclass(frozen=True)
@@ -154,17 +168,17 @@ class DPO(Training):
     """Direct preference optimization on pairs (arXiv 2305.18290)."""
 
     name: str = "dpo"  # run name
-    beta: float = 0.1  # strength of the pull towards the reference
+    beta: Large = 0.1  # strength of the pull towards the reference
     loss: Literal["sigmoid", "robust", "hinge", "ipo", "simpo"] = "sigmoid"  # of a pair
-    label_smoothing: float = 0.0  # probability that a preference is flipped (conservative DPO)
-    margin: float = 0.0  # by which the chosen reward should be ahead (SimPO's gamma)
-    sft_weight: float = 0.0  # of the chosen sides' loss a token, added to that of pairs
+    label_smoothing: Flip = 0.0  # probability that a preference is wrong (conservative DPO)
+    margin: Large = 0.0  # by which the chosen reward should be ahead (SimPO's gamma)
+    sft_weight: Large = 0.0  # of the chosen sides' loss a token, added to that of pairs
 
 
 @dataclass(frozen=True)
 class Rows:
-    row_length: int = 2048  # tokens a packed row
-    rows_per_device: int = 4  # rows scored at one time on each data-parallel device
+    row_length: Positive = 2048  # tokens a packed row
+    rows_per_device: Positive = 4  # rows scored at one time on each data-parallel device
 
 
 @dataclass(frozen=True)
@@ -204,14 +218,14 @@ def names(command: str = "alignjax.train") -> dict[str, str]:
 def load(name: str, command: str = "alignjax.train") -> Training | RMEval:
     """The named config of configs/, or the `config` of the Python file at a path.
 
-    Raises ValueError for a name that does not exist, or a file that holds no config of the command.
+    Raises UserError for a name that does not exist, or a file that holds no config of the command.
     """
     if name.endswith(".py") and Path(name).is_file():
         config = runpy.run_path(name).get("config")
     elif name in (named := _named()):
         config = named[name][1]
     else:
-        raise ValueError(
+        raise UserError(
             f"--config={name}: there is no such config or file; give a path ending in .py or one "
             f"of: {', '.join(names(command))}."
         )
@@ -220,10 +234,10 @@ def load(name: str, command: str = "alignjax.train") -> Training | RMEval:
     wanted = " or ".join(f"{kind.__name__}(...)" for kind in COMMANDS[command])
     for other, kinds in COMMANDS.items():
         if isinstance(config, kinds):
-            raise ValueError(
+            raise UserError(
                 f"{name}: its config is for python -m {other}; {command} takes {wanted}."
             )
-    raise ValueError(f"{name}: set `config` to {wanted} of alignjax.config.")
+    raise UserError(f"{name}: set `config` to {wanted} of alignjax.config.")
 
 
 def _named() -> dict[str, tuple[str, Training | RMEval]]:
@@ -262,7 +276,7 @@ def parse_with(
     listing = "Configs:\n" + "\n".join(f"  {key}: {line}" for key, line in names(command).items())
     usage = f"python -m {command} --config=NAME|PATH [--a.b=value ...]"
     if name is None and not {"-h", "--help"} & set(rest):
-        raise ValueError(f"which run? {usage}\n{listing}")
+        raise UserError(f"which run? {usage}\n{listing}")
     about = f"{usage}\n\n{listing}\n\n"
     about += f"Keys of a {config.name} run:" if name is None else f"Keys and defaults of {name}:"
     unnamed = tyro.conf.arg(name="")  # no prefix before the names of its fields
@@ -286,7 +300,7 @@ def _check_names(arguments: list[str], config: Training | RMEval, options) -> No
             near = [k for k in keys if k.startswith(f"{section}.")] or [
                 k.partition(".")[0] + ".*" if "." in k else k for k in keys
             ]
-            raise ValueError(
+            raise UserError(
                 f"--{key}: there is no such key; there are {', '.join(sorted(set(near)))}."
             )
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from alignjax import command
 from alignjax import config as configs
+from alignjax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Convert:
 def main() -> int:
     args = parse()
     check(args)
-    print(f"converting {args.src}", flush=True)
+    from alignjax.progress import say
+
+    say(f"converting {args.src}")
     from alignjax import processes
 
     processes.join_on_host()
@@ -54,7 +57,7 @@ def check(args: Convert) -> None:
     from alignjax.files import check_absent
 
     if args.shard_bytes < 1:
-        raise ValueError(f"--shard-bytes={args.shard_bytes}: it must be at least 1.")
+        raise UserError(f"--shard-bytes={args.shard_bytes}: it must be at least 1.")
     check_absent(args.dst, "--dst", [args.src])
 
 
@@ -72,7 +75,7 @@ def convert(args: Convert) -> int:
 
     if args.check:
         if process_count() > 1:
-            raise ValueError("--check: one process compares; start one alone, or leave it out.")
+            raise UserError("--check: one process compares; start one alone, or leave it out.")
         check_transformers()
     with phase(f"opening {args.src}"):
         cache = configs.cache_dir(configs.SFT())
@@ -116,7 +119,7 @@ def _compare(args: Convert, source, written) -> None:
         found = compare(source, written)
     kl, spreads = _MOST["source" if args.dtype == "source" else "other"]
     if not ((found.kl or 0) <= kl and found.difference <= spreads * found.spread):
-        raise ValueError(f"--check: {args.dst} does not compute what {args.src} does: {found}.")
+        raise UserError(f"--check: {args.dst} does not compute what {args.src} does: {found}.")
     say(f"checked: {found}")
 
 

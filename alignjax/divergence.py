@@ -10,6 +10,7 @@ import numpy as np
 
 from alignjax.config import Compute
 from alignjax.data.tokenset import TokenSet, in_memory
+from alignjax.errors import UserError
 from alignjax.evaluation import score
 from alignjax.models.decoder import Decoder
 from alignjax.progress import phase
@@ -23,7 +24,7 @@ def from_reference(
     """Log-ratio of each answer to the weights that training started from, nats, float64 [n].
 
     Those are not in memory while a run trains: they are read from model.path, scored, and given up
-    again. Until then they take 4 bytes a parameter, as a step's gradients do. Raises ValueError
+    again. Until then they take 4 bytes a parameter, as a step's gradients do. Raises UserError
     where they are others than `weights`, a fingerprint.
     """
     data = with_prompts(prompts, answers)
@@ -32,7 +33,7 @@ def from_reference(
         pi = log_probs(policy, data, length, run.rows, run.config.compute)
     reference = load_shown(run.source)
     if fingerprint(reference) != weights:
-        raise ValueError(
+        raise UserError(
             f"{run.source.path}: it no longer holds the weights that this run started from, which "
             "samples.kl compares with; bring them back, and the same command goes on."
         )

@@ -9,6 +9,7 @@ import sys
 
 from alignjax import checks, command
 from alignjax import config as configs
+from alignjax.errors import UserError
 
 
 def main() -> int:
@@ -19,7 +20,9 @@ def main() -> int:
 
 def evaluate(config: configs.RMEval) -> int:
     """Scores the rows that training would hold out, and shows and writes what was found."""
-    print("starting", config.name, flush=True)
+    from alignjax.progress import say
+
+    say(f"starting {config.name}")
     import jax
     import numpy as np
 
@@ -51,7 +54,7 @@ def evaluate(config: configs.RMEval) -> int:
     bad = np.flatnonzero(~np.isfinite(rewards).all(1))
     if len(bad):
         what = "pair" if data.sides == 2 else "set"
-        raise ValueError(
+        raise UserError(
             f"{data.place(bad[0])}: a reward of this {what} is not finite "
             f"({rewards[bad[0]].tolist()}); set --compute.dtype=float32, or name a model whose "
             "weights are sound."
@@ -82,7 +85,7 @@ def _prepare(config: configs.RMEval):
         source = in_turn(lambda: open_model(config.model.path, cache))
         tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)
         if not decoder_config(source).scored:
-            raise ValueError(
+            raise UserError(
                 f"{source.path}: this is a language model, as SFT and DPO make them, which has no "
                 "score head; name a reward model, such as the export of an rm run."
             )
@@ -99,12 +102,12 @@ def _prepare(config: configs.RMEval):
         say(f"bad rows are listed in {data.bad_rows_file}")
     title = sources.title(config.data, True)
     if not data.counts["read"]:
-        raise ValueError(
+        raise UserError(
             f"{title}: no row of it is held out; set --data.eval_split or --data.eval_fraction as "
             "in training, or name it as --data.eval_path to take all of its rows."
         )
     if not len(data):
-        raise ValueError(
+        raise UserError(
             f"{title}: no row is left to evaluate on; the table above says where they went."
         )
     check_vocabulary(source, tokenizer, sets)

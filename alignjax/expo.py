@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from alignjax import command
 from alignjax import config as configs
+from alignjax.errors import UserError
 from alignjax.extrapolation import alphas
 from alignjax.extrapolation.alphas import Rules
 
@@ -38,7 +39,9 @@ class Expo:
 def main() -> int:
     args, rules = parse()
     check(args)
-    print(f"extrapolating {args.strong} from {args.weak}", flush=True)
+    from alignjax.progress import say
+
+    say(f"extrapolating {args.strong} from {args.weak}")
     gc.disable()  # jax's modules are no garbage
     try:
         from alignjax import processes
@@ -67,11 +70,11 @@ def check(args: Expo) -> None:
 
     alphas.typed(args.alpha)
     if args.shard_bytes < 1:
-        raise ValueError(f"--shard-bytes={args.shard_bytes}: it must be at least 1.")
+        raise UserError(f"--shard-bytes={args.shard_bytes}: it must be at least 1.")
     if args.out:
         check_absent(args.out, "--out", [args.weak, args.strong])
     elif not args.dry_run:
-        raise ValueError("--out: name the directory to write, or give --dry-run.")
+        raise UserError("--out: name the directory to write, or give --dry-run.")
 
 
 def expo(args: Expo, rules: Rules) -> int:

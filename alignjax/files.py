@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from alignjax import validate
+from alignjax.errors import UserError
 from alignjax.progress import gigabytes
 
 
@@ -39,9 +42,9 @@ def check_absent(path: str, key: str, sources: Sequence[str]) -> None:
     if not target.exists():
         return
     if target.resolve() in (Path(source).resolve() for source in sources):
-        raise ValueError(f"{key}={path}: it is the source; name another directory.")
+        raise UserError(f"{key}={path}: it is the source; name another directory.")
     if not target.is_dir() or any(target.iterdir()):
-        raise ValueError(f"{key}={path}: it is there already; delete it, or name another one.")
+        raise UserError(f"{key}={path}: it is there already; delete it, or name another one.")
 
 
 def check_space(target: Path, need: int, said: str) -> None:
@@ -52,7 +55,7 @@ def check_space(target: Path, need: int, said: str) -> None:
     there = next(path for path in (parent, *parent.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < need:
-        raise ValueError(
+        raise UserError(
             f"{said}: it needs {gigabytes(need)}, and {gigabytes(free)} are free; free some space, "
             "or name another disk."
         )
@@ -121,14 +124,22 @@ def write_whole(target: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_json(file: Path) -> dict:
-    """A file that holds one JSON object; ValueError says if it is damaged."""
+def read_json(file: Path, kind: Any = dict) -> Any:
+    """Return what a JSON file holds, which has to be of the type `kind` (see `validate.check`).
+
+    Raises UserError, naming the file, where it cannot be read, is damaged, or holds anything else.
+    """
+    if not file.is_file():  # nor a pipe or a device, which may have no end
+        raise UserError(f"{file}: there is no such file; copy or fetch it again.")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: this is not JSON ({error}); copy or fetch it again.") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: it holds no JSON object; copy or fetch it again.")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: this is not JSON ({error}); copy or fetch it again.") from None
+    except OSError as error:
+        raise UserError(f"{file}: it cannot be read ({error.strerror}).") from None
+    if kind is dict and not isinstance(found, dict):
+        raise UserError(f"{file}: it holds no JSON object; copy or fetch it again.")
+    validate.check(found, kind, str(file))
     return found
 
 

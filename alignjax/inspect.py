@@ -10,6 +10,7 @@ from pathlib import Path
 
 from alignjax import checks, command
 from alignjax import config as configs
+from alignjax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ def main() -> int:
 
 def check(args: Inspect) -> None:
     if args.rows < 0:
-        raise ValueError(f"--rows={args.rows}: it must be at least 0.")
+        raise UserError(f"--rows={args.rows}: it must be at least 0.")
     if args.html and not args.html.endswith(".html"):
-        raise ValueError(f"--html={args.html}: name a file that ends in .html.")
+        raise UserError(f"--html={args.html}: name a file that ends in .html.")
 
 
 def page_file(args: Inspect, config: configs.Training) -> Path:
@@ -41,12 +42,14 @@ def page_file(args: Inspect, config: configs.Training) -> Path:
 
     file = location(args.html) if args.html else configs.run_dir(config) / "inspect.html"
     if file.is_dir():
-        raise ValueError(f"--html={file}: this is a directory; name a file in it.")
+        raise UserError(f"--html={file}: this is a directory; name a file in it.")
     return file
 
 
 def inspect(args: Inspect, config: configs.Training) -> int:
-    print("inspecting", config.name, flush=True)
+    from alignjax.progress import say
+
+    say(f"inspecting {config.name}")
     import jax
 
     from alignjax import processes
@@ -55,7 +58,7 @@ def inspect(args: Inspect, config: configs.Training) -> int:
     from alignjax.inspection.contents import contents
     from alignjax.inspection.first_batch import first_batch
     from alignjax.inspection.page import page
-    from alignjax.progress import only_first_process, say
+    from alignjax.progress import only_first_process
     from alignjax.run import planned
     from alignjax.sharding import use_mesh
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from alignjax.errors import UserError
 from alignjax.files import is_remote, write_whole
 
 BEAT_SECONDS = 30  # between heartbeats of a run on an object store
@@ -27,7 +28,7 @@ def held(directory: Path, key: str = "--run_dir") -> Iterator[None]:
     object store has no locks: there a heartbeat is written each 30 seconds, and a run that has
     missed them for 180 seconds counts as dead, and ends at its next one if another has taken over.
 
-    Raises ValueError with the owner's host and process id where another run holds it.
+    Raises UserError with the owner's host and process id where another run holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with _beating(directory) if is_remote(directory) else _locked(directory, key):
@@ -42,7 +43,7 @@ def _locked(directory: Path, key: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             owner = file.read()
-            raise ValueError(_refusal(directory, json.loads(owner) if owner else {}, key)) from None
+            raise UserError(_refusal(directory, json.loads(owner) if owner else {}, key)) from None
         file.truncate(0)
         file.write(json.dumps(_me()))
         file.flush()
@@ -55,7 +56,7 @@ def _beating(directory: Path) -> Iterator[None]:
     owner = json.loads(file.read_text()) if file.exists() else None
     if owner and time.time() - owner["beat"] < DEAD_SECONDS:
         more = f"; if it is dead, wait {DEAD_SECONDS} seconds from its last sign of life"
-        raise ValueError(_refusal(directory, owner, f"--run_dir{more}"))
+        raise UserError(_refusal(directory, owner, f"--run_dir{more}"))
     ended = threading.Event()
 
     def beat() -> None:
@@ -76,7 +77,7 @@ def _beating(directory: Path) -> Iterator[None]:
     time.sleep(SETTLE_SECONDS)
     owner = json.loads(file.read_text())
     if owner["run"] != me["run"]:
-        raise ValueError(_refusal(directory, owner, "--run_dir"))
+        raise UserError(_refusal(directory, owner, "--run_dir"))
     thread = threading.Thread(target=beat_on, daemon=True)
     thread.start()
     try:

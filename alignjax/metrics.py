@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alignjax import config as configs
+from alignjax.errors import UserError
 from alignjax.files import is_remote, naming, write_whole
 from alignjax.processes import is_first
 
@@ -55,9 +56,9 @@ def writing(directory: Path, config: configs.Training, step: int) -> Iterator[Lo
 
 
 def check(config: configs.Training) -> None:
-    """Raises ValueError where a log that the run asks for cannot be written."""
+    """Raises UserError where a log that the run asks for cannot be written."""
     if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise ValueError(
+        raise UserError(
             'wandb is not installed: pip install "alignjax[wandb]", or leave out --wandb.'
         )
 

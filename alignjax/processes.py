@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from alignjax.command import SharedError, worded
+from alignjax.errors import SharedError, UserError, sentence_of
 from alignjax.progress import only_first_process
 
 Result = TypeVar("Result")
@@ -38,7 +38,7 @@ def join() -> None:
         for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
             value = os.environ.get(name, "")
             if value and not value.isdigit():
-                raise ValueError(f"{name}={value!r}: it must be a whole number.")
+                raise UserError(f"{name}={value!r}: it must be a whole number.")
             numbers[name] = int(value) if value else None
         jax.distributed.initialize(address, *numbers.values())
         return
@@ -79,7 +79,7 @@ def in_turn(work: Callable[[], Result]) -> Result:
         try:
             result = work()
         except (ValueError, OSError) as error:
-            problem = worded(error)
+            problem = sentence_of(error)
             if not problem:
                 raise
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(problem))
@@ -127,7 +127,7 @@ def _outcome(work: Callable[[], Result]) -> dict:
     try:
         return {"result": work()}
     except (ValueError, OSError) as error:
-        problem = worded(error)
+        problem = sentence_of(error)
         if not problem:
             raise
         return {"problem": problem}

@@ -1,5 +1,6 @@
 """What a run shows while it works: a live bar on a terminal, plain lines in a log."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +16,33 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from alignjax.errors import printable
 
 LOG_SECONDS = 10  # between lines of a phase in a log
 LOG_WIDTH = 110  # columns of a table in a log
 
+
+class _Console(Console):
+    """Prints strings as they are: no markup, no emoji codes, no escape sequences of the data."""
+
+    def render_str(self, text: str, **options) -> Text:
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Drop the output from here on: a run does not end because nobody reads its log."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 _terminal = sys.stdout.isatty()
-console = Console(highlight=False, soft_wrap=True, width=None if _terminal else LOG_WIDTH)
+console = _Console(
+    highlight=False,
+    markup=False,
+    emoji=False,
+    soft_wrap=True,
+    width=None if _terminal else LOG_WIDTH,
+)
 
 
 def only_first_process(index: int) -> None:
@@ -30,8 +52,7 @@ def only_first_process(index: int) -> None:
 
 def say(text: str) -> None:
     """A line that stays, above any bar."""
-    console.print(text, markup=False)
-    sys.stdout.flush()
+    console.print(text)
 
 
 @contextmanager
@@ -43,10 +64,10 @@ def phase(title: str, total: int | None = None) -> Iterator[Callable[..., None]]
     """
     started = time.monotonic()
     if console.is_terminal and not console.quiet:
-        columns = [SpinnerColumn(), TextColumn("{task.description}")]
+        columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
         if total is not None:
             columns += [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-        columns += [TimeElapsedColumn(), TextColumn("{task.fields[note]}")]
+        columns += [TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False)]
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(title, total=total, note="")
             yield lambda done, note="": bar.update(task, completed=done, note=note)

@@ -11,6 +11,7 @@ import numpy as np
 
 from alignjax.config import Compute
 from alignjax.data.tokenset import TokenSet
+from alignjax.errors import UserError
 from alignjax.evaluation import score
 from alignjax.files import load_array, save_array, write_whole
 from alignjax.models.decoder import Decoder
@@ -73,7 +74,7 @@ def reference_logps(
         known = load_array(file)
     known = from_first(known)
     if known.shape != (len(data), data.sides):
-        raise ValueError(
+        raise UserError(
             f"{file}: it holds log-probs of {known.shape}, but the data are "
             f"{(len(data), data.sides)}; delete the file."
         )

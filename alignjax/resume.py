@@ -8,6 +8,7 @@ import numpy as np
 
 from alignjax import config as configs
 from alignjax.data.packing import Plan, plan_training
+from alignjax.errors import UserError
 from alignjax.files import write_whole
 from alignjax.models.families import from_hf
 from alignjax.weights.safetensors import read_config
@@ -42,7 +43,7 @@ _LENGTH = ("batch.epochs", "batch.max_steps")
 def check_settings(config: configs.Training, directory: Path, step: int) -> None:
     """Refuses to go on from a step under settings that would make another run of it.
 
-    Raises ValueError with every key that differs, its value then and now. The length of the run
+    Raises UserError with every key that differs, its value then and now. The length of the run
     may change where the learning rate does not depend on it.
     """
     file = directory / "config.json"
@@ -67,7 +68,7 @@ def check_settings(config: configs.Training, directory: Path, step: int) -> None
             " (a run can be made longer where optimizer.schedule is constant and "
             "optimizer.warmup_ratio 0)"
         )
-    raise ValueError(
+    raise UserError(
         f"{directory}: this run is at step {step} under other settings: {changes}; take them back, "
         f"or choose another --run_dir{more}."
     )
@@ -80,7 +81,7 @@ def check_model(directory: Path, step: int, source: Source) -> None:
     now = vars(decoder_config(source))
     changes = "; ".join(f"{k} was {v!r}, is {now[k]!r}" for k, v in then.items() if v != now[k])
     if changes:
-        raise ValueError(
+        raise UserError(
             f"{directory}: this run is at step {step} of another model than {source.path}: "
             f"{changes}; name that model again, or choose another --run_dir."
         )
@@ -104,13 +105,13 @@ def check_length(
     batch = replace(config.batch, **{key.partition(".")[2]: then[key] for key in _LENGTH})
     older = plan_training(lengths, batch, config.seed, epoch_items)
     if len(plan) < step:
-        raise ValueError(
+        raise UserError(
             f"{directory}: this run is at step {step} already, but batch.epochs and "
             f"batch.max_steps end it at step {len(plan)}; make them larger."
         )
     ends = [p.rows[p.steps[step]] for p in (older, plan)]
     if not np.array_equal(older.items[: ends[0]], plan.items[: ends[1]]):
-        raise ValueError(
+        raise UserError(
             f"{directory}: this run has taken its last step, {step}, on what was left of the data; "
             "a longer run fills that step, so it would be another one: choose another --run_dir."
         )

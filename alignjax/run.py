@@ -19,6 +19,7 @@ from alignjax.data.packing import plan_training
 from alignjax.data.summary import list_bad_rows, show_rows
 from alignjax.data.tokens import token_set
 from alignjax.data.tokenset import TokenSet
+from alignjax.errors import UserError
 from alignjax.files import load_array, remove_directory, whole_directory
 from alignjax.models.decoder import Decoder
 from alignjax.processes import in_turn, is_first, on_first
@@ -141,22 +142,22 @@ def planned(config: configs.Training, weights: bool = True) -> Run:
     check_vocabulary(source, tokenizer, sets)
     check_sets(sets, config.batch.row_length)
     if not len(train):
-        raise ValueError(
+        raise UserError(
             f"{config.data.path}: no row is left to train on; the table above says where they went."
         )
     if held_out.counts["read"] and not len(held_out):
-        raise ValueError(
+        raise UserError(
             f"{config.data.eval_path or config.data.path}: no row is left to evaluate on; the "
             "table above says where they went."
         )
     if config.checkpoint.best and not len(held_out):
-        raise ValueError(
+        raise UserError(
             f"checkpoint.best={config.checkpoint.best!r}: no row is held out, so there is nothing "
             "to measure; set data.eval_path or data.eval_fraction."
         )
     epoch = epoch_items(train, config.data, config.seed)
     if not len(epoch):
-        raise ValueError(f"data.weights={config.data.weights} leaves no row to train on.")
+        raise UserError(f"data.weights={config.data.weights} leaves no row to train on.")
     plan = plan_training(train.lengths(), config.batch, config.seed, epoch)
     rows = config.batch.rows_per_device * axis_size("batch")
     return Run(
@@ -175,7 +176,7 @@ def planned(config: configs.Training, weights: bool = True) -> Run:
 
 def _check_speaks(source: Source) -> None:
     if decoder_config(source).scored:
-        raise ValueError(
+        raise UserError(
             f"{source.path}: this is a reward model, which has no head that gives words; name a "
             "language model as model.path."
         )
@@ -186,7 +187,7 @@ def check_vocabulary(source: Source, tokenizer, sets: dict[str, TokenSet]) -> No
     vocab = decoder_config(source).vocab_size
     worst = max(part.largest_token for part in sets.values())
     if worst >= vocab:
-        raise ValueError(
+        raise UserError(
             f"{source.path}: the tokenizer gives token {worst} "
             f"({tokenizer.convert_ids_to_tokens(worst)!r}), but the embedding has {vocab} rows; "
             "use the tokenizer that belongs to the model, or resize the embedding."
@@ -201,7 +202,7 @@ def check_sets(sets: dict[str, TokenSet], row_length: int) -> None:
             continue
         item = int(lengths.argmax())
         count = data.starts[item + 1] - data.starts[item]
-        raise ValueError(
+        raise UserError(
             f"{data.place(item)}: its {count} responses have {lengths[item]} tokens, and a set "
             f"lies in one row, of batch.row_length={row_length}: make that {lengths[item]} or "
             "more, or set data.max_responses."
@@ -311,7 +312,7 @@ def stored_baseline(run: Run) -> Baseline | None:
         return None
     about = json.loads((directory / _ABOUT).read_text())
     if about["tokens"] != _token_keys(run):
-        raise ValueError(
+        raise UserError(
             f"{run.directory}: it belongs to a run on other data; choose another --run_dir, or "
             "delete it."
         )

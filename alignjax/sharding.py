@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from alignjax.errors import UserError
+
 AXES = ("replica", "fsdp", "tensor")
 
 # Logical axis -> mesh axis. An axis that is not here, or None, is not split.
@@ -40,7 +42,7 @@ def use_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1) -> jax.sharding.
     if sizes.count(-1) == 1 and given > 0 and devices % given == 0:
         sizes[sizes.index(-1)] = devices // given
     if min(sizes) < 1 or int(np.prod(sizes)) != devices:
-        raise ValueError(
+        raise UserError(
             f"mesh replica={replica} x fsdp={fsdp} x tensor={tensor} does not fit {devices} "
             f"devices: make the product {devices}, or set one of the sizes to -1."
         )
@@ -66,7 +68,7 @@ def check_divides(dimensions: dict[str, tuple[int, str]]) -> None:
             mine = [one for one in dimensions.values() if RULES[one[1]] == RULES[axis]]
             most = max(other for other, _ in mine)
             works = [str(n) for n in range(1, most + 1) if all(_divides(n, *one) for one in mine)]
-            raise ValueError(
+            raise UserError(
                 f"The model's {name} ({size}) cannot be split over mesh.{RULES[axis]}="
                 f"{axis_size(axis)}; sizes that work for this model: {', '.join(works)}."
             )

@@ -7,6 +7,7 @@ from functools import partial
 
 from alignjax import checks, command
 from alignjax import config as configs
+from alignjax.errors import UserError
 
 
 def main() -> int:
@@ -21,7 +22,9 @@ def train(config: configs.Training) -> int:
     Resume order: the run's own checkpoints, then the model the config names. Gives the exit code:
     0, or 143 where a signal stopped the run after a step, which is then saved.
     """
-    print("starting", config.name, flush=True)
+    from alignjax.progress import say
+
+    say(f"starting {config.name}")
     import jax
 
     from alignjax import lock, processes
@@ -64,7 +67,7 @@ def _train(config: configs.Training) -> int:
         weights = fingerprint(model)
         if base and base.weights != weights:
             if first:
-                raise ValueError(
+                raise UserError(
                     f"{run.directory}: this run is at step {first} of other weights than those of "
                     f"{run.source.path}; name the model that it started from, or choose another "
                     "--run_dir."

@@ -183,18 +183,17 @@ def test_processes_agree_and_read_their_own_rows(tmp_path):
 ALONE = """
 import sys
 from alignjax import command, processes
+from alignjax.errors import UserError
 
 def main():
     processes.join()
     import jax
     if jax.process_index() == int(sys.argv[1]):
-        raise ValueError("a mistake that only one process sees.")
+        raise UserError("a mistake that only one process sees.")
     processes.on_first(lambda: 0) if int(sys.argv[1]) else jax.numpy.zeros(1)
     processes.in_turn(lambda: 0)
     return 0
 
-# Only a `raise` of alignjax's own counts as worded; this stands for one.
-command.is_worded = lambda error: True
 sys.exit(command.run(main))
 """
 

@@ -13,6 +13,7 @@ import tokenizers
 
 from alignjax import templates
 from alignjax.data.columns import Side
+from alignjax.errors import UserError
 
 _MARK = "\x02the answer\x03"  # stands for an answer while the text around it is found
 
@@ -22,7 +23,7 @@ Encoded = tuple[np.ndarray, np.ndarray]  # int32 ids; bool, whether each is trai
 def load_tokenizer(directory: Path, chat_template: str = ""):
     """A model directory's fast tokenizer, with a chat template by name or file in place of its own.
 
-    Raises ValueError where there is none, or `templates.choose` refuses the template.
+    Raises UserError where there is none, or `templates.choose` refuses the template.
     """
     from transformers import AutoTokenizer
 
@@ -34,9 +35,9 @@ def load_tokenizer(directory: Path, chat_template: str = ""):
         )
     except (ValueError, OSError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{directory}: its tokenizer does not load ({first}).") from None
+        raise UserError(f"{directory}: its tokenizer does not load ({first}).") from None
     if not tokenizer.is_fast:
-        raise ValueError(f"{directory}: there is no tokenizer.json; a fast tokenizer is needed.")
+        raise UserError(f"{directory}: there is no tokenizer.json; a fast tokenizer is needed.")
     if chat_template:
         tokenizer.chat_template = templates.choose(tokenizer, chat_template)
     # Both can stand in tokenizer.json; what is too long, and where padding goes, is decided here.
@@ -62,15 +63,15 @@ def end_of_turn_id(tokenizer) -> int | None:
 
 def encode_sides(
     tokenizer, sides: list[tuple[Side, str]], train_on: str
-) -> list[Encoded | ValueError]:
+) -> list[Encoded | UserError]:
     """Token ids of conversations and which are trained; a ValueError in the place of a bad one.
 
     Each side comes with its row's place. Trained are the assistant turns of the answer (`train_on`
     "all", or only the "last"), each from behind its header through its end-of-turn token. Plain
     text is trained from the prompt's end through an EOS token. With `train_on` "everything" all
-    tokens are. Raises ValueError itself where the tokenizer lacks what every side needs.
+    tokens are. Raises UserError itself where the tokenizer lacks what every side needs.
     """
-    found: dict[int, Encoded | ValueError] = {}
+    found: dict[int, Encoded | UserError] = {}
     plain = [i for i, (side, _) in enumerate(sides) if isinstance(side.answer, str)]
     chats = [i for i, (side, _) in enumerate(sides) if not isinstance(side.answer, str)]
     if plain:
@@ -80,18 +81,18 @@ def encode_sides(
         found |= zip(chats, encoded, strict=True)
     if train_on == "everything":
         for side in found.values():
-            if not isinstance(side, ValueError):
+            if not isinstance(side, UserError):
                 side[1][:] = True
     return [found[i] for i in range(len(sides))]
 
 
 def _encode(
-    tokenizer, texts: list[str | ValueError], wheres: list[str], special: bool
-) -> list[tokenizers.Encoding | ValueError]:
+    tokenizer, texts: list[str | UserError], wheres: list[str], special: bool
+) -> list[tokenizers.Encoding | UserError]:
     """Encodes the texts together, on all cores; `special` adds the tokenizer's own BOS or EOS."""
-    found: list[tokenizers.Encoding | ValueError | None] = [None] * len(texts)
+    found: list[tokenizers.Encoding | UserError | None] = [None] * len(texts)
     for i, (text, where) in enumerate(zip(texts, wheres, strict=True)):
-        found[i] = text if isinstance(text, ValueError) else _not_unicode(text, where)
+        found[i] = text if isinstance(text, UserError) else _not_unicode(text, where)
     good = [i for i, error in enumerate(found) if error is None]
     encodings = tokenizer.backend_tokenizer.encode_batch(
         [texts[i] for i in good], add_special_tokens=special
@@ -105,7 +106,7 @@ def _not_unicode(text: str, where: str) -> ValueError | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return ValueError(
+        return UserError(
             f"{where}: the text is not valid Unicode (half a surrogate pair at character "
             f"{error.start}); remove the character."
         )
@@ -115,14 +116,14 @@ def _not_unicode(text: str, where: str) -> ValueError | None:
 # Plain text
 
 
-def _encode_plain(tokenizer, sides: list[tuple[Side, str]]) -> list[Encoded | ValueError]:
+def _encode_plain(tokenizer, sides: list[tuple[Side, str]]) -> list[Encoded | UserError]:
     eos = tokenizer.eos_token_id
     if eos is None:
-        raise ValueError(f"{sides[0][1]}: the tokenizer has no EOS token, which ends plain text.")
+        raise UserError(f"{sides[0][1]}: the tokenizer has no EOS token, which ends plain text.")
     texts = [side.prompt + side.answer for side, _ in sides]
     encodings = _encode(tokenizer, texts, [where for _, where in sides], special=True)
     return [
-        found if isinstance(found, ValueError) else _mask_plain(found, len(side.prompt), eos)
+        found if isinstance(found, UserError) else _mask_plain(found, len(side.prompt), eos)
         for found, (side, _) in zip(encodings, sides, strict=True)
     ]
 
@@ -154,13 +155,13 @@ class _Around(NamedTuple):
 
 def _encode_chats(
     tokenizer, sides: list[tuple[Side, str]], train_on: str
-) -> list[Encoded | ValueError]:
+) -> list[Encoded | UserError]:
     if not tokenizer.chat_template:
-        raise ValueError(
+        raise UserError(
             f"{sides[0][1]}: the model has no chat template; name one with "
             "--model.chat_template=NAME (or a file), or set data.strings=plain for plain text."
         )
-    texts: list[str | ValueError] = []
+    texts: list[str | UserError] = []
     spans: list[list[tuple[int, int]]] = []
     around = None
     for side, where in sides:
@@ -179,7 +180,7 @@ def _encode_chats(
         spans.append(found)
     encodings = _encode(tokenizer, texts, [where for _, where in sides], special=False)
     return [
-        encoding if isinstance(encoding, ValueError) else _mask_spans(encoding, trained)
+        encoding if isinstance(encoding, UserError) else _mask_spans(encoding, trained)
         for encoding, trained in zip(encodings, spans, strict=True)
     ]
 
@@ -215,7 +216,7 @@ def _spans(
             spans.append((len(header), end))
         return text, spans, around
     except TemplateError as error:
-        raise ValueError(f"{where}: the chat template refuses this row ({error}).") from None
+        raise UserError(f"{where}: the chat template refuses this row ({error}).") from None
 
 
 def _known_end(text: str, header: str, answer: str, around: _Around) -> int:
@@ -237,7 +238,7 @@ def _find_end(
     through = render(tokenizer, messages)
     marked = render(tokenizer, [*messages[:-1], {**messages[-1], "content": _MARK}])
     if not (text.startswith(through) and through.startswith(header)):
-        raise ValueError(
+        raise UserError(
             f"{where}: the chat template renders turn {len(messages)} otherwise when turns follow "
             "it, so its tokens cannot be told apart; set data.train_on=last, or name another "
             "--model.chat_template."

@@ -8,6 +8,7 @@ import numpy as np
 
 from alignjax.data.conversations import check_answer, check_prompt, read_messages
 from alignjax.data.formats import Place, type_name
+from alignjax.errors import UserError
 
 _LARGEST = float(np.finfo(np.float32).max)  # of a number that a row carries
 
@@ -26,7 +27,7 @@ class Side:
 def side_of(prompt, answer, column: str, place: Place) -> Side:
     """A prompt and its answer, checked: both text, or both messages in order."""
     if isinstance(prompt, str) != isinstance(answer, str):
-        raise ValueError(
+        raise UserError(
             f"{place}: the prompt and `{column}` must both be text or both messages; make them "
             "alike, or set data.strings=chat."
         )
@@ -52,12 +53,12 @@ def turns_of(value, column: str, role: str, strings: str, place: Place) -> list[
     """A prompt (role "user") or an answer as messages, or as it is where strings are plain."""
     if isinstance(value, str):
         if not value.strip() and (strings == "chat" or role == "assistant"):
-            raise ValueError(f"{place}: `{column}` is empty; fill it in, or remove the row.")
+            raise UserError(f"{place}: `{column}` is empty; fill it in, or remove the row.")
         return value if strings == "plain" else [{"role": role, "content": value}]
     listed = [value] if isinstance(value, dict) else value
     turns = read_messages(listed, column, place, also="a string or ")
     if not turns:
-        raise ValueError(f"{place}: `{column}` is empty; fill it in, or remove the row.")
+        raise UserError(f"{place}: `{column}` is empty; fill it in, or remove the row.")
     if role == "user":
         check_prompt(turns, column, place)
     return turns
@@ -70,7 +71,7 @@ def with_system(turns: list[dict], row: dict, place: Place) -> list[dict]:
     if not system or turns[0] == first:
         return turns
     if turns[0]["role"] == "system":
-        raise ValueError(
+        raise UserError(
             f"{place}: both the `system` column and the first message are system texts, and they "
             "differ; keep one."
         )
@@ -80,21 +81,21 @@ def with_system(turns: list[dict], row: dict, place: Place) -> list[dict]:
 def alpaca_prompt(row: dict, place: Place, strings: str) -> list[dict]:
     """`instruction` and `input` as a user turn, behind the turns of `history`."""
     if strings == "plain":
-        raise ValueError(
+        raise UserError(
             f"{place}: `instruction` is a turn of a chat, and data.strings=plain is for text as it "
             "is; set data.strings=chat, or give the text as `prompt`."
         )
     asked = [_text(row, "instruction", place), _text(row, "input", place)]
     question = "\n".join(text for text in asked if text)
     if not question:
-        raise ValueError(f"{place}: `instruction` is empty; fill it in, or remove the row.")
+        raise UserError(f"{place}: `instruction` is empty; fill it in, or remove the row.")
     turns = []
     history = row.get("history") or []
     pairs = isinstance(history, list) and all(
         isinstance(pair, list) and [type(text) for text in pair] == [str, str] for pair in history
     )
     if not pairs:
-        raise ValueError(f"{place}: `history` must be a list of [question, answer] strings.")
+        raise UserError(f"{place}: `history` must be a list of [question, answer] strings.")
     for old_question, old_answer in history:
         turns.append({"role": "user", "content": old_question})
         turns.append({"role": "assistant", "content": old_answer})
@@ -105,7 +106,7 @@ def _text(row: dict, column: str, place: Place) -> str:
     """A string column; "" where it is absent, null or blank."""
     value = row.get(column)
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{place}: `{column}` must be a string, not {type_name(value)}.")
+        raise UserError(f"{place}: `{column}` must be a string, not {type_name(value)}.")
     return value if value and value.strip() else ""
 
 
@@ -125,7 +126,7 @@ def _column(name: str, value, missing: list[str]) -> str:
 def number(value: object, name: str, place: Place) -> float:
     """A number that a row gives under a name."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{place}: `{name}` must be a number, not {type_name(value)}.")
+        raise UserError(f"{place}: `{name}` must be a number, not {type_name(value)}.")
     if not abs(value) <= _LARGEST:  # NaN is not either
-        raise ValueError(f"{place}: `{name}` is {value}; it must be a finite number, of float32.")
+        raise UserError(f"{place}: `{name}` is {value}; it must be a finite number, of float32.")
     return float(value)

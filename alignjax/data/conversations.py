@@ -7,6 +7,7 @@ messages in sentences are counted from 1 in the row's own column.
 from collections.abc import Collection
 
 from alignjax.data.formats import Place, type_name
+from alignjax.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
 NAMES = {
@@ -40,7 +41,7 @@ def read_messages(value: object, column: str, place: Place, also: str = "") -> l
     Other keys that hold something stay, for the chat template.
     """
     if not isinstance(value, list):
-        raise ValueError(
+        raise UserError(
             f"{place}: `{column}` must be {also}a list of messages, not {type_name(value)}."
         )
     return [
@@ -51,7 +52,7 @@ def read_messages(value: object, column: str, place: Place, also: str = "") -> l
 
 def _message(message: object, name: str, place: Place) -> dict:
     if not isinstance(message, dict):
-        raise ValueError(
+        raise UserError(
             f"{place}: {name} must be an object with `role` and `content`, not "
             f"{type_name(message)}."
         )
@@ -60,21 +61,21 @@ def _message(message: object, name: str, place: Place) -> dict:
     sharegpt = "role" not in held and "content" not in held and bool({"from", "value"} & set(held))
     role_key, content_key = ("from", "value") if sharegpt else ("role", "content")
     if held.get("tool_calls") or held.get("function_call") or held.get(role_key) in _CALLS:
-        raise ValueError(
+        raise UserError(
             f"{place}: {name} calls a tool, and tool use is not supported; remove the turns that "
             "call tools, or the row."
         )
     for key in (role_key, content_key):
         if key not in held:
             keys = ", ".join(f"`{k}`" for k in held) or "no keys"
-            raise ValueError(f"{place}: {name} has no `{key}`; it has {keys}.")
+            raise UserError(f"{place}: {name} has no `{key}`; it has {keys}.")
         if not isinstance(held[key], str):
-            raise ValueError(
+            raise UserError(
                 f"{place}: `{key}` of {name} must be a string, not {type_name(held[key])}."
             )
     role = NAMES.get(held[role_key], held[role_key])
     if role not in ROLES:
-        raise ValueError(
+        raise UserError(
             f"{place}: {name} has the role `{role}`; there are {', '.join(ROLES)} (and {_names()})."
         )
     rest = {key: held[key] for key in held if key not in (role_key, content_key)}
@@ -89,7 +90,7 @@ def check_conversation(turns: list[dict], column: str, place: Place) -> None:
     """A whole conversation: its roles in order, an answer in it, no turn empty."""
     _check_order(turns, column, place)
     if not any(turn["role"] == "assistant" for turn in turns):
-        raise ValueError(
+        raise UserError(
             f"{place}: `{column}` has no assistant turn, so there is nothing to learn; add the "
             "answer, or remove the row."
         )
@@ -101,23 +102,23 @@ def check_prompt(turns: list[dict], column: str, place: Place) -> None:
     _check_order(turns, column, place)
     last = turns[-1]["role"] if turns else ""
     if last == "assistant":
-        raise ValueError(
+        raise UserError(
             f"{place}: `{column}` ends with an assistant turn, and an answer follows it; move the "
             "turn to where the answer begins, or remove it."
         )
     if last not in ("user", "tool"):
-        raise ValueError(f"{place}: `{column}` has no user turn; add it, or remove the row.")
+        raise UserError(f"{place}: `{column}` has no user turn; add it, or remove the row.")
     _check_filled(turns, ("user",), column, place)
 
 
 def check_answer(turns: list[dict], column: str, place: Place) -> None:
     """What follows a prompt: it begins with an assistant turn, and no turn is empty."""
     if not turns:
-        raise ValueError(
+        raise UserError(
             f"{place}: `{column}` has nothing behind the prompt; add the answer, or remove the row."
         )
     if turns[0]["role"] != "assistant":
-        raise ValueError(
+        raise UserError(
             f"{place}: `{column}` begins with a {turns[0]['role']} turn; an answer begins with an "
             "assistant turn."
         )
@@ -129,12 +130,12 @@ def _check_order(turns: list[dict], column: str, place: Place, last: str = "") -
     for number, turn in enumerate(turns, 1):
         role = turn["role"]
         if role == last != "tool":
-            raise ValueError(
+            raise UserError(
                 f"{place}: message {number} of `{column}` is a second {role} turn in a row; join "
                 "the two, or remove one."
             )
         if role not in _AFTER[last]:
-            raise ValueError(
+            raise UserError(
                 f"{place}: message {number} of `{column}` has the role {role}; "
                 f"{' or '.join(_AFTER[last])} comes {f'after {last}' if last else 'first'}."
             )
@@ -144,7 +145,7 @@ def _check_order(turns: list[dict], column: str, place: Place, last: str = "") -
 def _check_filled(turns: list[dict], roles: Collection[str], column: str, place: Place) -> None:
     for number, turn in enumerate(turns, 1):
         if turn["role"] in roles and not turn["content"].strip():
-            raise ValueError(
+            raise UserError(
                 f"{place}: message {number} of `{column}`, of the role {turn['role']}, is empty; "
                 "fill it in, or remove the row."
             )

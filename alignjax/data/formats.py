@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from alignjax.errors import UserError
+
 KINDS = {
     ".jsonl": "JSON lines",
     ".ndjson": "JSON lines",
@@ -54,12 +56,12 @@ def kind(file: Path) -> str:
 def records(file: Path) -> Iterator[Record]:
     """The rows of a file in its order.
 
-    Raises ValueError where the file as a whole cannot be read: an unknown suffix, no rows, another
+    Raises UserError where the file as a whole cannot be read: an unknown suffix, no rows, another
     format than its name says, or cut short.
     """
     form = kind(file)
     if not form:
-        raise ValueError(f"{file}: the suffix is none of {_SUFFIXES}; convert or rename the file.")
+        raise UserError(f"{file}: the suffix is none of {_SUFFIXES}; convert or rename the file.")
     read = {"JSON lines": _lines, "JSON": _json, "Parquet": _parquet, "Arrow": _arrow}[form]
     empty = True
     with _named(file):
@@ -67,7 +69,7 @@ def records(file: Path) -> Iterator[Record]:
             empty = False
             yield record
     if empty:
-        raise ValueError(f"{file}: the file holds no rows.")
+        raise UserError(f"{file}: the file holds no rows.")
 
 
 @contextmanager
@@ -76,9 +78,9 @@ def _named(file: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{file}: this is no whole gzip file ({error}); get it again.") from None
+        raise UserError(f"{file}: this is no whole gzip file ({error}); get it again.") from None
     except OSError as error:
-        raise ValueError(f"{file}: it cannot be read ({first_line(error)}).") from None
+        raise UserError(f"{file}: it cannot be read ({first_line(error)}).") from None
 
 
 def first_line(error: Exception) -> str:
@@ -94,11 +96,11 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
     with opener(file, "rb") as opened:
         head = opened.peek(64)
         if head.startswith(b"version https://git-lfs"):
-            raise ValueError(
+            raise UserError(
                 f"{file}: this is a Git LFS pointer, not the data; run `git lfs pull` beside it."
             )
         if head.startswith(b"\x1f\x8b"):
-            raise ValueError(f"{file}: the content is gzip; rename the file to end in .gz.")
+            raise UserError(f"{file}: the content is gzip; rename the file to end in .gz.")
         yield opened
 
 
@@ -122,10 +124,10 @@ def _json(file: Path) -> Iterator[Record]:
 def _check_text(file: Path, opened: BinaryIO) -> None:
     head = opened.peek(4)[:4]
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
-        raise ValueError(f"{file}: the text is UTF-16; save it as UTF-8.")
+        raise UserError(f"{file}: the text is UTF-16; save it as UTF-8.")
     for magic, suffix in ((b"PAR1", ".parquet"), (b"ARRO", ".arrow")):
         if head == magic:
-            raise ValueError(
+            raise UserError(
                 f"{file}: the content is {KINDS[suffix]}; rename the file to end in {suffix}."
             )
 
@@ -148,9 +150,9 @@ def _json_lines(file: Path, opened: BinaryIO) -> Iterator[Record]:
 def _check_first_line(file: Path, line: bytes) -> None:
     """Refuses what would make every line a bad row."""
     if line.lstrip().startswith(b"["):
-        raise ValueError(f"{file}: the file is one JSON list; rename it to end in .json.")
+        raise UserError(f"{file}: the file is one JSON list; rename it to end in .json.")
     if line.strip() == b"{":
-        raise ValueError(
+        raise UserError(
             f"{file}: a row goes over several lines; write a row a line, or one list of rows into "
             "a .json file."
         )
@@ -159,7 +161,7 @@ def _check_first_line(file: Path, line: bytes) -> None:
 def _json_list(file: Path, opened: BinaryIO) -> Iterator[Record]:
     rows, line, problem = _parse(opened.read().removeprefix(codecs.BOM_UTF8))
     if problem:
-        raise ValueError(f"{file}, line {line}: {problem}.")
+        raise UserError(f"{file}, line {line}: {problem}.")
     for number, values in enumerate(rows, 1):
         yield _record(Place(str(file), number, "row"), values, "")
 
@@ -228,7 +230,7 @@ def _columnar(file: Path) -> Iterator[Path]:
 
     with _opened(file) as opened:
         if not opened.peek(1):
-            raise ValueError(f"{file}: the file holds no rows.")
+            raise UserError(f"{file}: the file holds no rows.")
         with tempfile.NamedTemporaryFile() as scratch:
             plain = file
             if isinstance(opened, gzip.GzipFile):
@@ -238,7 +240,7 @@ def _columnar(file: Path) -> Iterator[Path]:
             try:
                 yield plain
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{file}: this is no whole {kind(file)} file ({first_line(error)}); get it "
                     "again."
                 ) from None

@@ -5,6 +5,7 @@ import numpy as np
 from alignjax.config import Data
 from alignjax.data.sources import path_names
 from alignjax.data.tokenset import TokenSet
+from alignjax.errors import UserError
 
 # Random streams of their own: NumPy takes [seed, n, 0] for an epoch's [seed, n].
 _DRAW, _CHOICE = 1, 2
@@ -14,7 +15,7 @@ def epoch_items(data: TokenSet, config: Data, seed: int) -> np.ndarray:
     """Items of every epoch, int64 [m] in the data's order; one of a weight above 1 several times.
 
     They depend on the data, `config` and `seed` alone. A smaller `max_pairs` chosen at random is
-    part of a larger one. Raises ValueError for weights that do not fit the path's names, and for a
+    part of a larger one. Raises UserError for weights that do not fit the path's names, and for a
     selection by a column that the data do not have.
     """
     weights = _weights(config)
@@ -38,7 +39,7 @@ def _weights(config: Data) -> list[float] | None:
     except ValueError:
         found = []
     if len(found) != len(names) or not all(0 <= weight < np.inf for weight in found):
-        raise ValueError(
+        raise UserError(
             f"data.weights={config.weights}: give a number of at least 0 for each name of "
             f"data.path ({len(names)} here), with commas between."
         )
@@ -60,7 +61,7 @@ def _ranked(pool: np.ndarray, data: TokenSet, config: Data, seed: int) -> np.nda
         return np.random.default_rng([seed, 0, _CHOICE]).permutation(pool)
     if config.select == "score_gap":
         if "margin" not in data.columns:
-            raise ValueError(
+            raise UserError(
                 "data.select=score_gap: no row has a `margin`, by which the chosen answer's score "
                 "is above the rejected one's (for dpo also `score_chosen` and `score_rejected`); "
                 "add that column, or choose another selection."

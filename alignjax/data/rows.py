@@ -21,6 +21,7 @@ from alignjax.data.columns import (
 )
 from alignjax.data.conversations import check_conversation, read_messages
 from alignjax.data.formats import Place, type_name
+from alignjax.errors import UserError
 
 _SFT = ("messages", "prompt", "completion", "conversations", "instruction", "output", "text")
 _SCORES = ("score_chosen", "score_rejected")
@@ -49,11 +50,11 @@ def is_pair(row: dict) -> bool:
 def example(stage: str, row: dict, place: Place, strings: str) -> Example:
     """A row as an example of a stage, "sft", "rm" or "dpo". `strings` is "chat" or "plain".
 
-    Raises ValueError with the place and the fix.
+    Raises UserError with the place and the fix.
     """
     for name in ("tools", "functions"):
         if row.get(name) and row[name] not in ("[]", "{}", "null"):
-            raise ValueError(
+            raise UserError(
                 f"{place}: `{name}` is not empty, and tool use is not supported; remove the column "
                 "and the turns that call tools, or the row."
             )
@@ -62,7 +63,7 @@ def example(stage: str, row: dict, place: Place, strings: str) -> Example:
     if is_pair(row):
         return Example(_pair(stage, row, place, strings), (1, 2), place, row)
     if stage == "dpo":
-        raise ValueError(
+        raise UserError(
             f"{place}: `{sets.column_of(row)}` is a set of responses, which rm trains on and dpo "
             "does not; give two of them as `chosen` and `rejected`, such as the best and the worst."
         )
@@ -90,14 +91,14 @@ def carried(stage: str, row: dict, place: Place) -> dict[str, float | str]:
         better, worse = (number(row[name], name, place) for name in _SCORES)
         found["margin"] = better - worse
     if found.get("weight", 0.0) < 0:
-        raise ValueError(
+        raise UserError(
             f"{place}: `weight` is {row['weight']}; it must be 0 or more (swap `chosen` and "
             "`rejected` to turn a pair round)."
         )
     source = row.get("source")
     if source is not None:
         if not isinstance(source, str):
-            raise ValueError(f"{place}: `source` must be a string, not {type_name(source)}.")
+            raise UserError(f"{place}: `source` must be a string, not {type_name(source)}.")
         found["source"] = source
     return found
 
@@ -125,11 +126,11 @@ def _sft(row: dict, place: Place, strings: str) -> Side:
         return Side([], [*side.prompt, *side.answer])  # data.train_on decides about old answers
     if "text" in held:
         if not isinstance(row["text"], str):
-            raise ValueError(f"{place}: `text` must be a string, not {type_name(row['text'])}.")
+            raise UserError(f"{place}: `text` must be a string, not {type_name(row['text'])}.")
         return Side("", turns_of(row["text"], "text", "assistant", "plain", place))
     pair = {"chosen", "rejected"} <= held
     hint = " (a preference pair, where an SFT row has one answer)" if pair else ""
-    raise ValueError(
+    raise UserError(
         f"{place}: an SFT row needs `messages`, or `prompt` and `completion`, or `conversations`, "
         f"or `instruction` and `output`, or `text`; it has {listed(row, _SFT)}{hint}."
     )
@@ -142,13 +143,13 @@ def _pair(stage: str, row: dict, place: Place, strings: str) -> tuple[Side, Side
     if row.get("chosen") is None or row.get("rejected") is None:
         among = "" if stage == "dpo" else " (or is a set: `responses`, and `scores` or `ranks`)"
         known = _PAIR if stage == "dpo" else (*_PAIR, *sets.COLUMNS)
-        raise ValueError(
+        raise UserError(
             f"{place}: a preference row needs `chosen` and `rejected`{among}, and a prompt as "
             "`prompt`, `conversations` or `instruction` or as what both begin with; it has "
             f"{listed(row, known)}."
         )
     if isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
-        raise ValueError(
+        raise UserError(
             f"{place}: one of `chosen` and `rejected` is text and the other messages; make them "
             "alike."
         )
@@ -156,7 +157,7 @@ def _pair(stage: str, row: dict, place: Place, strings: str) -> tuple[Side, Side
         turns_of(row[name], name, "assistant", strings, place) for name in ("chosen", "rejected")
     )
     if chosen == rejected:
-        raise ValueError(
+        raise UserError(
             f"{place}: `chosen` and `rejected` are the same, so the pair prefers nothing; remove "
             "the row."
         )
@@ -173,7 +174,7 @@ def _pair(stage: str, row: dict, place: Place, strings: str) -> tuple[Side, Side
     elif isinstance(chosen, str):
         prompt, chosen, rejected = _split_text(chosen, rejected)
     else:
-        raise ValueError(
+        raise UserError(
             f"{place}: there is no prompt: `chosen` and `rejected` are answers alone, and the row "
             f"has {listed(row, _PAIR)}; add a `prompt` column, or set data.strings=plain for "
             "strings that hold their prompt."
@@ -186,12 +187,12 @@ def _without_prompt(prompt: list[dict], chosen: list[dict], rejected: list[dict]
     begins = [side[: len(prompt)] == prompt for side in (chosen, rejected)]
     if any(begins) and not all(begins):
         with_it, without = ("chosen", "rejected") if begins[0] else ("rejected", "chosen")
-        raise ValueError(
+        raise UserError(
             f"{place}: `{with_it}` begins with the prompt and `{without}` does not; give both as "
             "whole conversations of one prompt, or both as the answer alone."
         )
     if not all(begins):
-        raise ValueError(
+        raise UserError(
             f"{place}: `chosen` and `rejected` are whole conversations, and neither begins with "
             "the prompt; make them begin with it, or give the answers alone."
         )
@@ -214,7 +215,7 @@ def _split_conversations(chosen: list[dict], rejected: list[dict], place: Place)
     while same and {chosen[same]["role"], rejected[same]["role"]} != {"assistant"}:
         same -= 1
     if not same:
-        raise ValueError(
+        raise UserError(
             f"{place}: `chosen` and `rejected` begin with different prompts; both sides of a pair "
             "answer one."
         )

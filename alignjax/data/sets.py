@@ -7,6 +7,7 @@ UltraFeedback's layout each of `completions` holds its `response` and `overall_s
 
 from alignjax.data.columns import Side, listed, number, prompt_of, side_of, turns_of
 from alignjax.data.formats import Place, type_name
+from alignjax.errors import UserError
 
 COLUMNS = ("responses", "completions", "scores", "ranks", "prompt", "conversations", "instruction")
 
@@ -19,23 +20,23 @@ def column_of(row: dict) -> str:
 def read_set(row: dict, place: Place, strings: str) -> tuple[tuple[Side, ...], tuple[int, ...]]:
     """The sides and ranks of a row. Responses of one score share a rank, in the row's order.
 
-    Raises ValueError with the place and the fix. Responses are named as in JSON: `responses[0]` is
+    Raises UserError with the place and the fix. Responses are named as in JSON: `responses[0]` is
     the first.
     """
     column = column_of(row)
     responses = row[column]
     if not isinstance(responses, list):
-        raise ValueError(
+        raise UserError(
             f"{place}: `{column}` must be a list of responses, not {type_name(responses)}."
         )
     if len(responses) < 2:
-        raise ValueError(
+        raise UserError(
             f"{place}: `{column}` has {len(responses)} of the 2 responses that a set needs at "
             "least; add more, or remove the row."
         )
     prompt = prompt_of(row, place, strings)
     if prompt is None:
-        raise ValueError(
+        raise UserError(
             f"{place}: a set of responses needs a prompt as `prompt`, `conversations` or "
             f"`instruction`; the row has {listed(row, COLUMNS)}."
         )
@@ -63,7 +64,7 @@ def _scored(row: dict, column: str, place: Place) -> tuple[list, list[float], st
     if name:
         values = row[name]
         if not isinstance(values, list):
-            raise ValueError(
+            raise UserError(
                 f"{place}: `{name}` must be a list of numbers, not {type_name(values)}."
             )
         keys = [f"{name}[{i}]" for i in range(len(values))]
@@ -72,12 +73,12 @@ def _scored(row: dict, column: str, place: Place) -> tuple[list, list[float], st
         values = [one.get(name) for one in responses]
         keys = [f"{column}[{i}].{name}" for i in range(len(values))]
     else:
-        raise ValueError(
+        raise UserError(
             f"{place}: a set of responses needs `scores` (higher is better) or `ranks` (1 is the "
             f"best), a number for each; the row has {listed(row, COLUMNS)}."
         )
     if len(values) != len(responses):
-        raise ValueError(
+        raise UserError(
             f"{place}: `{column}` has {len(responses)} responses and `{name}` {len(values)} "
             "numbers; give one for each."
         )
@@ -89,12 +90,12 @@ def _scored(row: dict, column: str, place: Place) -> tuple[list, list[float], st
 
 def _check_numbers(numbers: list[float], name: str, place: Place) -> None:
     if name == "ranks" and not all(value >= 1 and value % 1 == 0 for value in numbers):
-        raise ValueError(
+        raise UserError(
             f"{place}: `ranks` must be whole numbers from 1, the best; give other numbers, of "
             "which a higher one is better, as `scores`."
         )
     if len(set(numbers)) == 1:
-        raise ValueError(
+        raise UserError(
             f"{place}: all `{name}` are equal, so no response is preferred; remove the row."
         )
 
@@ -106,7 +107,7 @@ def _check_distinct(
     for i in range(len(answers)):
         for j in range(i):
             if answers[i] == answers[j] and numbers[i] != numbers[j]:
-                raise ValueError(
+                raise UserError(
                     f"{place}: `{names[j]}` and `{names[i]}` are the same, and their `{name}` "
                     "differ; remove one of them."
                 )

@@ -17,6 +17,7 @@ from alignjax.config import Data
 from alignjax.data import formats
 from alignjax.data.formats import Place, Record, first_line
 from alignjax.data.splits import choose_split, hash01, may_divide, must_exist, no_split
+from alignjax.errors import UserError
 
 _ABOUT_DATA = ("dataset_info.json", "dataset_infos.json")  # of a hub's dataset; they hold no rows
 _OTHER_DATA = (".csv", ".tsv", ".txt", ".xml", ".zst", ".xz", ".bz2", ".zip", ".tar")
@@ -65,7 +66,7 @@ def read(data: Data, held_out: bool) -> Iterator[Row]:
     """Every row of what `data` names, in a fixed order, in a stream.
 
     A row that cannot be read is passed on once, with the training rows unless the held-out rows
-    come from elsewhere. Raises ValueError for what has no rows, and for damage of a whole file.
+    come from elsewhere. Raises UserError for what has no rows, and for damage of a whole file.
     """
     from_elsewhere = held_out and bool(data.eval_path)
     wanted = data.eval_split if held_out else data.split
@@ -112,7 +113,7 @@ def _sources(data: Data, held_out: bool) -> list[tuple[int, _Source]]:
     key = "data.eval_path" if held_out and data.eval_path else "data.path"
     names = path_names(title(data, held_out))
     if not names:
-        raise ValueError(f"{key} is empty: name a file, directory or dataset of rows.")
+        raise UserError(f"{key} is empty: name a file, directory or dataset of rows.")
     return [
         (part, source)
         for part, name in enumerate(names)
@@ -172,10 +173,10 @@ def _resolve(name: str, key: str, data: Data, held_out: bool) -> list[_Source]:
         matches = [Path(m) for m in sorted(glob.glob(str(path), recursive=True))]
         if files := [match for match in matches if match.is_file()]:
             return [_file(file) for file in files]
-        raise ValueError(f"{key}={name}: no file matches.")
+        raise UserError(f"{key}={name}: no file matches.")
     if _HUB_NAME.fullmatch(name) and not formats.kind(path):
         return _hub(name, key, data, held_out)
-    raise ValueError(f"{key}={name}: there is no such file or directory.")
+    raise UserError(f"{key}={name}: there is no such file or directory.")
 
 
 def _file(file: Path, own_split: bool = False) -> _Source:
@@ -191,7 +192,7 @@ def _content(file: Path) -> str:
         stat = file.stat()
         return _content_then(file, stat.st_mtime_ns, stat.st_size)
     except OSError as error:
-        raise ValueError(f"{file}: it cannot be read ({first_line(error)}).") from None
+        raise UserError(f"{file}: it cannot be read ({first_line(error)}).") from None
 
 
 @lru_cache
@@ -219,7 +220,7 @@ def _chosen_files(directory: Path, data: Data, held_out: bool) -> list[tuple[Pat
     """The files of a directory to read, and whether a file is a split of its own."""
     files = _data_files(directory) or _data_files(directory / "data")
     if not files:
-        raise ValueError(
+        raise UserError(
             f"{directory}: the directory holds no data files ({', '.join(formats.KINDS)}, or those "
             "with .gz), nor does its data/; name the files, such as "
             f"'{directory}/*/*.parquet'."
@@ -263,7 +264,7 @@ def _saved(directory: Path, own_split: bool) -> _Source:
         try:
             dataset = datasets.load_from_disk(str(directory))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{directory}: the saved dataset does not load ({first_line(error)}); save it "
                 "again."
             ) from None
@@ -280,7 +281,7 @@ def _json_file(file: Path, key: str) -> list:
     try:
         return json.loads(file.read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{file}: the saved dataset is damaged ({first_line(error)}); save it again."
         ) from None
 
@@ -320,7 +321,7 @@ def _load(name: str, key: str, split: str) -> tuple[object | None, list[str]]:
         unknown = re.match(r"Unknown split .* Should be one of \[(.*)\]", str(error))
         if unknown:
             return None, re.findall(r"'([^']*)'", unknown[1])
-        raise ValueError(
+        raise UserError(
             f"{key}={name}: there is no such file here, and the hub's dataset does not load "
             f"({first_line(error)})."
         ) from None
@@ -328,6 +329,6 @@ def _load(name: str, key: str, split: str) -> tuple[object | None, list[str]]:
 
 def _rows(dataset, name: str) -> Iterator[Record]:
     if not len(dataset):
-        raise ValueError(f"{name}: the dataset holds no rows.")
+        raise UserError(f"{name}: the dataset holds no rows.")
     for number, values in enumerate(dataset.with_format(None), 1):
         yield Record(Place(name, number, "row"), values, "")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from alignjax.config import Data
 from alignjax.data.conversations import is_answer
+from alignjax.errors import UserError
 
 
 def choose_split(name: str, splits: Sequence[str], data: Data, held_out: bool) -> tuple[str, bool]:
@@ -33,10 +34,10 @@ def must_exist(data: Data, held_out: bool) -> bool:
     return not held_out or bool(data.eval_path) or data.eval_split != Data.eval_split
 
 
-def no_split(name: str, wanted: str, splits: Sequence[str], held_out: bool) -> ValueError:
+def no_split(name: str, wanted: str, splits: Sequence[str], held_out: bool) -> UserError:
     key = "data.eval_split" if held_out else "data.split"
     listed = f"there is {splits[0]}" if len(splits) == 1 else f"there are {', '.join(splits)}"
-    return ValueError(f"{name}: there is no split {wanted}; {listed}: set {key}.")
+    return UserError(f"{name}: there is no split {wanted}; {listed}: set {key}.")
 
 
 def hash01(row: dict) -> float:

@@ -22,6 +22,7 @@ from alignjax.data.chat import Encoded, encode_sides
 from alignjax.data.fitting import Item, fit, problem_of, thinned, with_prompt_cut
 from alignjax.data.formats import Place
 from alignjax.data.tokenset import TokenSet
+from alignjax.errors import UserError
 from alignjax.files import whole_directory, write_whole
 from alignjax.weights.safetensors import COMPANIONS
 
@@ -46,7 +47,7 @@ _ARRAYS = {
 def examples(data: Data, stage: str, held_out: bool) -> Iterator[rows.Example]:
     """The rows of a split as examples of a stage, "sft", "rm" or "dpo", in the data's order.
 
-    A bad row raises ValueError, or is passed over with data.on_bad_row=skip.
+    A bad row raises UserError, or is passed over with data.on_bad_row=skip.
     """
     for read in _read(data, stage, held_out):
         if read and read.example:
@@ -157,8 +158,8 @@ def _example(stage: str, row: sources.Row, strings: str) -> _Read:
         return _Read(row.place, row.part, None, {}, str(error))
 
 
-def _stop(problem: str) -> ValueError:
-    return ValueError(
+def _stop(problem: str) -> UserError:
+    return UserError(
         f"{problem.removesuffix('.')} (--data.on_bad_row=skip goes on without such rows)."
     )
 
@@ -275,7 +276,7 @@ def _encoded(
             yield read, [], read.problem
             continue
         encoded = [next(found) for _ in read.example.sides]
-        errors = [str(side) for side in encoded if isinstance(side, ValueError)]
+        errors = [str(side) for side in encoded if isinstance(side, UserError)]
         yield read, encoded, errors[0] if errors else problem_of(encoded, read.example)
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from alignjax.demo.prompts import ASKS, PROMPTS, QUESTIONS
 from alignjax.demo.topics import TOPICS, Topic
+from alignjax.errors import UserError
 from alignjax.rules import follows
 
 PAIRS_PATH = pathlib.Path(__file__).with_name("pairs.jsonl")
@@ -221,7 +222,7 @@ def draw_couple(kind: Kind, topic: Topic, split: str) -> list[dict[str, str]]:
                 }
                 for prompt, chosen, rejected in zip(prompts, (a, b), (b, a), strict=True)
             ]
-    raise ValueError(f"topic {topic.name!r} gives no clean couple of {kind.__name__}: mend it")
+    raise UserError(f"topic {topic.name!r} gives no clean couple of {kind.__name__}: mend it")
 
 
 def draw_split(split: str, topics: Sequence[Topic]) -> list[dict[str, str]]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from alignjax.errors import UserError
+
 GROUPS = {
     "attention": ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias"),
     "mlp": ("gate", "up", "down"),
@@ -69,9 +71,9 @@ def typed(text: str) -> dict[str, float]:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"--alpha={text}: {one!r} is no number; write such as 0.3 or 0.1,0.2.")
+            raise UserError(f"--alpha={text}: {one!r} is no number; write such as 0.3 or 0.1,0.2.")
         if number in found.values():
-            raise ValueError(f"--alpha={text}: {one} is there twice; name each alpha once.")
+            raise UserError(f"--alpha={text}: {one} is there twice; name each alpha once.")
         found[one] = number
     return found
 
@@ -84,7 +86,7 @@ def loaded(rules: Rules) -> Rules:
         return replace(rules, table=Path(rules.table).read_text(encoding="utf-8"))
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ValueError(
+        raise UserError(
             f"--alpha.table={rules.table}: the file cannot be read ({why}); write JSON, or name a "
             "file of it."
         ) from None
@@ -93,7 +95,7 @@ def loaded(rules: Rules) -> Rules:
 def of_tensors(rules: Rules, alpha: float, places: Mapping[str, Place]) -> dict[str, float]:
     """The alpha of each tensor by rules that are `loaded`.
 
-    Raises ValueError where a rule has no meaning, or no tensor.
+    Raises UserError where a rule has no meaning, or no tensor.
     """
     layers = 1 + max(place.layer for place in places.values() if place.layer is not None)
     table = _table(rules.table, places)
@@ -126,7 +128,7 @@ def _list(text: str, layers: int) -> list[float]:
     if len(numbers) == 1:
         return numbers * layers
     if len(numbers) != layers:
-        raise ValueError(
+        raise UserError(
             f"--alpha.layers={text}: these are {len(numbers)} numbers, and the model has {layers} "
             "layers; give one number for each."
         )
@@ -139,17 +141,17 @@ def _table(text: str, names: Mapping[str, Place]) -> list[tuple[re.Pattern, str]
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--alpha.table: this is not JSON ({error}).") from None
+        raise UserError(f"--alpha.table: this is not JSON ({error}).") from None
     if not isinstance(found, dict):
-        raise ValueError('--alpha.table: write an object, such as {"lm_head": 0}.')
+        raise UserError('--alpha.table: write an object, such as {"lm_head": 0}.')
     table = []
     for pattern, expression in found.items():
         try:
             compiled = re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"--alpha.table: {pattern!r} is no regex ({error}).") from None
+            raise UserError(f"--alpha.table: {pattern!r} is no regex ({error}).") from None
         if not any(compiled.search(name) for name in names):
-            raise ValueError(
+            raise UserError(
                 f"--alpha.table: {pattern!r} matches no tensor; names are such as {min(names)}."
             )
         table.append((compiled, str(expression)))
@@ -162,9 +164,9 @@ def _value(expression: str, values: dict, key: str, tensor: str) -> float:
         found = _walk(ast.parse(expression.strip(), mode="eval").body, values)
         finite = not isinstance(found, bool | complex) and math.isfinite(found)
     except (SyntaxError, TypeError, ArithmeticError, ValueError, KeyError) as error:
-        raise ValueError(_unusable(key, expression, tensor, str(error))) from None
+        raise UserError(_unusable(key, expression, tensor, str(error))) from None
     if not finite:
-        raise ValueError(_unusable(key, expression, tensor, f"it gives {found}"))
+        raise UserError(_unusable(key, expression, tensor, f"it gives {found}"))
     return float(found)
 
 
@@ -182,7 +184,7 @@ def _walk(node: ast.expr, values: dict) -> float:
             return number
         case ast.Name(id=name):
             if name not in values:
-                raise ValueError(f"there is no {name}")
+                raise UserError(f"there is no {name}")
             return values[name]
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_walk(left, values), _walk(right, values))
@@ -194,4 +196,4 @@ def _walk(node: ast.expr, values: dict) -> float:
             return _walk(body if _walk(test, values) else other, values)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
             return _FUNCTIONS[name](*(_walk(one, values) for one in args))
-    raise ValueError(f"{ast.unparse(node)!r} is not understood")
+    raise UserError(f"{ast.unparse(node)!r} is not understood")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alignjax.errors import UserError
 from alignjax.extrapolation.arithmetic import extrapolated
 from alignjax.extrapolation.pair import Pair, Rows
 from alignjax.files import is_remote
@@ -65,7 +66,7 @@ class Work:
         if not np.isfinite(strong).all() or not np.isfinite(weak).all():
             return
         if any(np.isinf(one).any() for one in found):
-            raise ValueError(
+            raise UserError(
                 f"{self.pair.strong.path}: {name} extrapolated is more than float16 can hold; "
                 "write it as bfloat16 or float32."
             )

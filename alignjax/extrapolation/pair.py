@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alignjax.errors import UserError
 from alignjax.extrapolation.alphas import Place, Rules, of_tensors
 from alignjax.files import read_json
 from alignjax.models.families import tensor_names
@@ -83,7 +84,7 @@ class Pair:
 
 
 def pair_of(strong: Source, weak: Source, common_rows: bool, kept: np.ndarray) -> Pair:
-    """Both sides as a pair. Raises ValueError, naming both, where they do not fit together.
+    """Both sides as a pair. Raises UserError, naming both, where they do not fit together.
 
     Vocabularies of two sizes are refused unless `common_rows` says to take the rows both have.
     """
@@ -94,12 +95,12 @@ def pair_of(strong: Source, weak: Source, common_rows: bool, kept: np.ndarray) -
         one, other = getattr(ours, name), getattr(theirs, name)
         if one != other and not (name == "vocab_size" and common_rows):
             more = "; --common-rows takes the rows that both have" if name == "vocab_size" else ""
-            raise ValueError(
+            raise UserError(
                 f"--weak={weak.path}: its {name} is {other}, and that of {strong.path} is {one}, "
                 f"so they are not two checkpoints of one model{more}."
             )
     if ours.tied_head and not theirs.tied_head and not ours.scored:
-        raise ValueError(
+        raise UserError(
             f"--weak={weak.path}: its head is a tensor of its own, and {strong.path} ties the head "
             "to the embedding; untie it there (tie_word_embeddings and lm_head.weight)."
         )

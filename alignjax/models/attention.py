@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from alignjax.errors import UserError
 from alignjax.models import kernels
 from alignjax.models.norm import row_dot
 from alignjax.sharding import spec
@@ -54,7 +55,7 @@ def _choice(kernel: str, length: int, window: int | None) -> str:
     """The kernel meant by `Compute.attention`, for rows of `length` tokens."""
     windowed = window is not None and window < length
     if kernel == "triton" and windowed:
-        raise ValueError(
+        raise UserError(
             f"compute.attention=triton has no sliding window, and this model's ({window} tokens) "
             f"is shorter than a row ({length}): set it to auto or blocks."
         )

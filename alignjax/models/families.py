@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from alignjax.errors import UserError
 from alignjax.models.rope import RopeScaling
 from alignjax.models.shapes import DecoderConfig
 
@@ -106,13 +107,13 @@ def tensor_names(leaf: str, layers: int) -> list[str]:
 def from_hf(hf: dict, where: str) -> DecoderConfig:
     """The decoder that a config.json describes; `where` names the file in errors.
 
-    Keys that change nothing are passed over. Raises ValueError for an architecture, or a value,
+    Keys that change nothing are passed over. Raises UserError for an architecture, or a value,
     that this decoder does not compute.
     """
     family = FAMILIES.get(hf.get("model_type"))
     if family is None:
         known = ", ".join(map(repr, FAMILIES))
-        raise ValueError(
+        raise UserError(
             f"{where}: model_type {hf.get('model_type')!r} is not supported; supported: {known}."
         )
     for key, values in _NEUTRAL.items():
@@ -144,7 +145,7 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
             **family.own,
         )
     except KeyError as error:
-        raise ValueError(f"{where}: config.json lacks the key {error}.") from None
+        raise UserError(f"{where}: config.json lacks the key {error}.") from None
 
 
 def with_score(hf: dict) -> dict:
@@ -158,15 +159,15 @@ def _scored(hf: dict, where: str) -> bool:
     scored = any(name.endswith(_SCORES) for name in hf.get("architectures") or [])
     labels = len(hf.get("id2label") or ()) or 2  # two is what transformers takes it to be
     if scored and labels != 1:
-        raise ValueError(
+        raise UserError(
             f"{where}: it classifies into {labels} labels, which is not supported; supported: 1, "
             "the score of a reward model."
         )
     return scored
 
 
-def _refusal(where: str, key: str, value, known: str) -> ValueError:
-    return ValueError(f"{where}: {key}={value!r} is not supported; supported: {known}.")
+def _refusal(where: str, key: str, value, known: str) -> UserError:
+    return UserError(f"{where}: {key}={value!r} is not supported; supported: {known}.")
 
 
 def _rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
@@ -176,7 +177,7 @@ def _rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
         old["rope_theta"] = hf["rope_theta"]
     for key in new.keys() & old.keys():
         if new[key] != old[key]:
-            raise ValueError(
+            raise UserError(
                 f"{where}: rope_parameters says {key}={new[key]!r}, but the older keys say "
                 f"{old[key]!r}; delete the wrong one."
             )
@@ -199,7 +200,7 @@ def _rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
                     rope["original_max_position_embeddings"],
                 )
     except KeyError as error:
-        raise ValueError(f"{where}: its rope scaling {kind!r} lacks the key {error}.") from None
+        raise UserError(f"{where}: its rope scaling {kind!r} lacks the key {error}.") from None
     raise _refusal(where, "rope_type", kind, "'default' or 'linear' or 'llama3'")
 
 

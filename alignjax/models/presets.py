@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from alignjax.errors import UserError
 from alignjax.models.rope import RopeScaling
 from alignjax.models.shapes import DecoderConfig
 
@@ -84,9 +85,9 @@ def tiny(name: str, **changes) -> DecoderConfig:
 def preset(name: str) -> DecoderConfig:
     """A preset by name; `tiny_NAME` is its family in a size for tests.
 
-    Raises ValueError, naming those that exist, for another name.
+    Raises UserError, naming those that exist, for another name.
     """
     known = name.removeprefix("tiny_")
     if known not in PRESETS:
-        raise ValueError(f"{name}: there is no such preset; there are {', '.join(PRESETS)}.")
+        raise UserError(f"{name}: there is no such preset; there are {', '.join(PRESETS)}.")
     return PRESETS[name] if name == known else tiny(known)

@@ -5,6 +5,8 @@ Each is a file NAME.jinja here, written for transformers' renderer.
 
 from pathlib import Path
 
+from alignjax.errors import UserError
+
 # What a template must find in the tokenizer as one token each; "eos" is its EOS token.
 NEEDS: dict[str, tuple[str, ...]] = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
@@ -24,22 +26,22 @@ NEEDS: dict[str, tuple[str, ...]] = {
 def choose(tokenizer, name: str) -> str:
     """The text of the template that a user names for a tokenizer: one of `NEEDS`, or a file.
 
-    Raises ValueError for neither, and for a tokenizer that lacks a token the template is made of.
+    Raises UserError for neither, and for a tokenizer that lacks a token the template is made of.
     """
     file = Path(__file__).parent / f"{name}.jinja" if name in NEEDS else Path(name)
     if not file.is_file():
-        raise ValueError(
+        raise UserError(
             f"model.chat_template={name}: there is no such file, nor is it one of: "
             f"{', '.join(NEEDS)}."
         )
     for token in NEEDS.get(name, ()):
         if token == "eos" and not tokenizer.eos_token:
-            raise ValueError(
+            raise UserError(
                 f"model.chat_template={name}: the tokenizer has no EOS token, which ends an "
                 f"answer; name another of: {', '.join(NEEDS)}."
             )
         if token != "eos" and len(tokenizer.encode(token, add_special_tokens=False)) != 1:
-            raise ValueError(
+            raise UserError(
                 f"model.chat_template={name}: {token} is no token of the model's tokenizer; name "
                 f"another of: {', '.join(NEEDS)}."
             )

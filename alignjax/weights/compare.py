@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from alignjax.config import Compute
+from alignjax.errors import UserError
 from alignjax.models.decoder import head_weight, hidden_states
 from alignjax.sharding import AXES, place, to_host
 from alignjax.weights.loading import load
@@ -39,9 +40,9 @@ class Agreement(NamedTuple):
 
 
 def check_transformers() -> None:
-    """Raises ValueError where transformers cannot compute a model."""
+    """Raises UserError where transformers cannot compute a model."""
     if importlib.util.find_spec("torch") is None:
-        raise ValueError(
+        raise UserError(
             "--check: transformers computes models with torch, which is not installed; install "
             "alignjax with the extra `parity`, or leave --check out."
         )

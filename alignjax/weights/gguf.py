@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alignjax.errors import UserError
 from alignjax.models.families import FAMILIES, scaling_to_hf
 from alignjax.models.rope import RopeScaling, frequencies
 from alignjax.weights.gguf_tokenizer import tokenizer_dir
@@ -58,7 +59,7 @@ def open_gguf(path: Path, cache: Path) -> Source:
     }
     extra = set(stored) - set(theirs.values())
     if extra:
-        raise ValueError(f"{path}: the tensor {min(extra)} is not part of this model.")
+        raise UserError(f"{path}: the tensor {min(extra)} is not part of this model.")
 
     def rows(name: str, part: slice) -> np.ndarray:
         tensor = stored[theirs[name]]
@@ -66,7 +67,7 @@ def open_gguf(path: Path, cache: Path) -> Source:
             return dequantize(tensor.data[part], tensor.tensor_type)
         except NotImplementedError:
             kind = tensor.tensor_type.name
-            raise ValueError(f"{path}: {name} is quantized as {kind}, which is not read.") from None
+            raise UserError(f"{path}: {name} is quantized as {kind}, which is not read.") from None
 
     @lru_cache(maxsize=1)
     def unpermuted(name: str) -> np.ndarray:
@@ -97,13 +98,13 @@ def _read(path: Path) -> tuple[dict, dict]:
         reader = GGUFReader(path)
         meta = {name: value.contents() for name, value in reader.fields.items()}
     except (ValueError, IndexError, OverflowError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: this is not a whole GGUF file ({error}); copy or fetch it again."
         ) from None
     arch = meta.get("general.architecture")
     if arch not in _ARCHITECTURES:
         known = ", ".join(map(repr, _ARCHITECTURES))
-        raise ValueError(f"{path}: architecture {arch!r} is not supported; supported: {known}.")
+        raise UserError(f"{path}: architecture {arch!r} is not supported; supported: {known}.")
     return meta, {tensor.name: tensor for tensor in reader.tensors}
 
 
@@ -121,7 +122,7 @@ def _config(meta: dict, stored: dict, path: Path) -> dict:
         head_dim = value("attention.key_length", head_dim)
         turned = value("rope.dimension_count", head_dim)
         if turned != head_dim:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {turned} of {head_dim} dimensions of a head are rotated, which is not "
                 "supported; supported: all of them."
             )
@@ -150,7 +151,7 @@ def _config(meta: dict, stored: dict, path: Path) -> dict:
             "pad_token_id": meta.get("tokenizer.ggml.padding_token_id"),
         }
     except KeyError as error:
-        raise ValueError(f"{path}: the metadata lacks the key {error}.") from None
+        raise UserError(f"{path}: the metadata lacks the key {error}.") from None
 
 
 def _rope_scaling(
@@ -161,14 +162,14 @@ def _rope_scaling(
     if kind == "linear":
         return RopeScaling("linear", _short(value("rope.scaling.factor")))
     if kind != "none":
-        raise ValueError(f"{path}: rope scaling {kind!r} is not supported; supported: 'linear'.")
+        raise UserError(f"{path}: rope scaling {kind!r} is not supported; supported: 'linear'.")
     if _ROPE_FACTORS not in stored:
         return None
     factors = np.asarray(stored[_ROPE_FACTORS].data, np.float32)
     scaling = RopeScaling("llama3", round(float(factors.max()), 3))
     expected = frequencies(theta, head_dim, None) / frequencies(theta, head_dim, scaling)
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
-        raise ValueError(
+        raise UserError(
             f"{path}: {_ROPE_FACTORS} holds other factors than Llama 3.1's rope scaling gives; "
             "give the Hugging Face directory of the model as model.path instead."
         )

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from alignjax.errors import UserError
 from alignjax.files import whole_directory
 
 _CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's types of tokens that the text is split at
@@ -147,8 +148,8 @@ def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, s
     return found
 
 
-def _refusal(path: Path, what: str) -> ValueError:
-    return ValueError(
+def _refusal(path: Path, what: str) -> UserError:
+    return UserError(
         f"{path}: {what} is not supported in a GGUF file; give the Hugging Face directory of the "
         "model as model.path instead."
     )

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from alignjax.errors import UserError
 from alignjax.models import decoder
 from alignjax.models.families import tensor_names
 from alignjax.models.shapes import is_stacked
@@ -15,13 +16,13 @@ from alignjax.weights.together import agree
 def load(source: Source) -> decoder.Decoder:
     """Reads a model onto the mesh as float32; each process reads its part of every tensor.
 
-    Host memory holds a few slabs of 32 MB. Raises ValueError on every process, naming file and
+    Host memory holds a few slabs of 32 MB. Raises UserError on every process, naming file and
     tensor, where the checkpoint does not hold what its config says, or weights that are not finite.
     """
     config = decoder_config(source)
     check_divides(config.dimensions())
     check_tensors(source)
-    damage: list[ValueError] = []
+    damage: list[UserError] = []
 
     def rows(name: str, first: int, last: int) -> np.ndarray:
         count, *rest = source.tensors[name].shape
@@ -51,8 +52,8 @@ def load(source: Source) -> decoder.Decoder:
     return model
 
 
-def _not_finite(source: Source, name: str) -> ValueError:
-    return ValueError(
+def _not_finite(source: Source, name: str) -> UserError:
+    return UserError(
         f"{source.tensors[name].file}: {name} holds values that are not finite (NaN or infinity); "
         "give a checkpoint whose weights are whole."
     )

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alignjax.errors import UserError
 from alignjax.files import is_remote, read_json
 from alignjax.models.families import TENSORS, from_hf, tensor_names
 from alignjax.models.shapes import is_stacked, true_shape
@@ -61,7 +62,7 @@ def _is_step(path: Path) -> bool:
 def open_orbax(path: Path) -> Source:
     """A model directory, a run (its latest checkpoint) or one checkpoint of it as a `Source`.
 
-    Only slices of the model's own leaves are read. Raises ValueError, naming the file, where
+    Only slices of the model's own leaves are read. Raises UserError, naming the file, where
     something is missing, damaged or half written.
     """
     place = _place(path)
@@ -73,7 +74,7 @@ def open_orbax(path: Path) -> Source:
         dtype = array.dtype.numpy_dtype
         if dtype not in DTYPES.values():
             known = ", ".join(kind.name for kind in DTYPES.values())
-            raise ValueError(f"{place.arrays}: {leaf} has dtype {dtype.name}; supported: {known}.")
+            raise UserError(f"{place.arrays}: {leaf} has dtype {dtype.name}; supported: {known}.")
         shape = array.shape
         if model and shape[0] > true_shape(model, leaf, shape)[0]:
             shape = true_shape(model, leaf, shape)  # without the rows that pad the vocabulary
@@ -93,7 +94,7 @@ def open_orbax(path: Path) -> Source:
             else:
                 found = array[(*layer, *inside)].read().result()
         except (ValueError, OSError) as error:
-            raise ValueError(_damaged(place.arrays, name, error)) from None
+            raise UserError(_damaged(place.arrays, name, error)) from None
         return found.astype(dtype, copy=False)
 
     if place.prefix:  # a run trains in float32, whatever the config of its first weights says
@@ -139,7 +140,7 @@ def _read_plain(plain: _Plain, layer: tuple[int, ...], index: tuple[slice, ...])
         file = plain.directory / chunk_name((*layer, number), len(plain.shape))
         space = content[begin - first : end - first].reshape(-1).view(np.uint8)
         if read_bytes(file, (begin - number * rows) * width, space) < len(space):
-            raise ValueError(f"{file.name} is too short")
+            raise UserError(f"{file.name} is too short")
     return content[(slice(None), *index[1:])]
 
 
@@ -165,14 +166,14 @@ def _place(path: Path) -> _Place:
     there = steps.iterdir() if steps.is_dir() else ()
     numbers = [int(step.name) for step in there if step.name.isdigit()]
     if not numbers:
-        raise ValueError(f"{path}: the run has no checkpoint yet; wait until it has saved one.")
+        raise UserError(f"{path}: the run has no checkpoint yet; wait until it has saved one.")
     return _run_place(steps / str(max(numbers)))
 
 
 def _run_place(step: Path) -> _Place:
     beside = step.absolute().parent.parent / "model"
     if not (beside / "config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{step}: there is no {beside}/config.json, which says what model this is; copy the "
             "config.json and tokenizer files of the model that the run started from there."
         )
@@ -187,7 +188,7 @@ def _read_commit(checkpoint: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint}: the checkpoint is not whole ({_COMMIT} is missing or half written); "
             "delete it, or name another one."
         )
@@ -204,12 +205,12 @@ def _specs(place: _Place) -> dict[str, tuple[str, dict]]:
         }
         layout = found["use_ocdbt"], found["use_zarr3"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(_damaged(place.arrays, "_METADATA", error)) from None
+        raise UserError(_damaged(place.arrays, "_METADATA", error)) from None
     averaged = place.prefix and any(name.startswith(_AVERAGE) for name in held)
     prefix = _AVERAGE if averaged else place.prefix
     names = {leaf: prefix + leaf for leaf in TENSORS if prefix + leaf in held}
     if not names:
-        raise ValueError(
+        raise UserError(
             f"{place.arrays}: it holds none of a model's arrays, such as {prefix}embed."
         )
     # A chunk that is gone would read as zeros; Orbax may leave chunks out only if it says so.
@@ -265,7 +266,7 @@ def _open_array(place: _Place, name: str, spec: dict, context):
     try:
         return ts.open(spec, open=True, read=True, context=context).result()
     except ValueError as error:
-        raise ValueError(_damaged(place.arrays, name, error)) from None
+        raise UserError(_damaged(place.arrays, name, error)) from None
 
 
 def _damaged(directory: Path, name: str, error: Exception) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from alignjax.errors import UserError
 from alignjax.files import read_json, whole_directory
 from alignjax.models.families import tensor_names
 from alignjax.models.shapes import is_stacked
@@ -49,7 +50,7 @@ COMPANIONS = (
 def open_directory(path: Path) -> Source:
     """A directory with config.json and safetensors files as a `Source`.
 
-    Raises ValueError, naming the file, where something is missing, damaged or of another format.
+    Raises UserError, naming the file, where something is missing, damaged or of another format.
     """
     config = read_config(path)
     found: dict[str, tuple[Path, Held]] = {}
@@ -58,14 +59,14 @@ def open_directory(path: Path) -> Source:
         held = read_header(file)
         for name in held:
             if name in owner:
-                raise ValueError(
+                raise UserError(
                     f"{file}: it holds the tensor {name}, which {owner[name].name} holds too; "
                     "copy or fetch the model again."
                 )
             owner[name] = file
         for name in names or held:
             if name not in held:
-                raise ValueError(f"{file}: the index names the tensor {name}, which is not in it.")
+                raise UserError(f"{file}: the index names the tensor {name}, which is not in it.")
             found[name] = file, held[name]
     tensors = {name: Stored(held.shape, held.dtype, file) for name, (file, held) in found.items()}
 
@@ -89,7 +90,7 @@ def read_config(directory: Path) -> dict:
     """The config.json of a model directory."""
     file = directory / "config.json"
     if not file.is_file():
-        raise ValueError(f"{directory}: there is no config.json, so this is not a model directory.")
+        raise UserError(f"{directory}: there is no config.json, so this is not a model directory.")
     return read_json(file)
 
 
@@ -105,7 +106,7 @@ def _names_of(path: Path) -> dict[Path, list[str]]:
     if not has_weights(path):
         torch = min((file.name for file in path.glob("pytorch_model*")), default="")
         held = f" but {torch}, weights that only torch reads" if torch else ""
-        raise ValueError(
+        raise UserError(
             f"{path}: there is no {single.name} and no {index.name}{held}; save the model with "
             "transformers, whose save_pretrained writes safetensors."
         )
@@ -113,12 +114,12 @@ def _names_of(path: Path) -> dict[Path, list[str]]:
         return {single: []}
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise ValueError(f"{index}: the key 'weight_map' is missing; copy or fetch it again.")
+        raise UserError(f"{index}: the key 'weight_map' is missing; copy or fetch it again.")
     files: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
         inside = isinstance(file, str) and Path(file).name == file
         if not inside or not (path / file).is_file():
-            raise ValueError(
+            raise UserError(
                 f"{index}: it names the file {file!r}, which is not in {path}, for {name}."
             )
         files.setdefault(path / file, []).append(name)
@@ -214,7 +215,7 @@ def as_stored(source: Source, name: str, array: np.ndarray, dtype: str) -> np.nd
     with np.errstate(over="ignore"):
         cast = array.astype(kind)
     if np.isinf(cast).any() and np.isfinite(array).all():
-        raise ValueError(
+        raise UserError(
             f"{source.path}: {name} has values up to {float(np.abs(array).max()):g}, more than "
             f"{kind.name} can hold; write it as bfloat16 or float32."
         )

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from alignjax.errors import UserError
 from alignjax.models.families import from_hf, tensor_names
 from alignjax.models.shapes import DecoderConfig, is_stacked, leaf_shapes
 from alignjax.weights.together import at_once, share
@@ -108,25 +109,25 @@ def watched(source: Source, update: Callable[[int, str], None]) -> Source:
 
 
 def check_tensors(source: Source) -> None:
-    """Raises ValueError where a checkpoint does not hold the tensors that its config says."""
+    """Raises UserError where a checkpoint does not hold the tensors that its config says."""
     config = decoder_config(source)
     known = {"lm_head.weight"} if config.tied_head else set()
     for leaf, shape in leaf_shapes(config).items():
         names = tensor_names(leaf, config.layers)
         for name in names:
             if name not in source.tensors:
-                raise ValueError(f"{source.path}: the tensor {name} is missing.")
+                raise UserError(f"{source.path}: the tensor {name} is missing.")
             stored = source.tensors[name]
             wanted = shape[1:] if is_stacked(leaf) else shape
             if stored.shape != wanted:
-                raise ValueError(
+                raise UserError(
                     f"{stored.file}: {name} has shape {stored.shape}, but the config says {wanted}."
                 )
         known |= set(names)
     extra = {n for n in source.tensors if n not in known and not n.endswith("rotary_emb.inv_freq")}
     if extra:
         name = min(extra)
-        raise ValueError(
+        raise UserError(
             f"{source.tensors[name].file}: the tensor {name} is not part of this model."
         )
     if config.tied_head and "lm_head.weight" in source.tensors:
@@ -144,7 +145,7 @@ def _check_tied(source: Source) -> None:
             if not (
                 same_shape and np.array_equal(source.read(head, index), source.read(embed, index))
             ):
-                raise ValueError(
+                raise UserError(
                     f"{source.path}: {head} differs from {embed}, but config.json ties them; set "
                     "tie_word_embeddings to false there."
                 )

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from alignjax.errors import UserError
+
 DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -36,7 +38,7 @@ class Held(NamedTuple):
 def read_header(file: Path) -> dict[str, Held]:
     """The tensors of a file in their order.
 
-    Raises ValueError where the file is not as long as its header says, or has another dtype.
+    Raises UserError where the file is not as long as its header says, or has another dtype.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -46,14 +48,14 @@ def read_header(file: Path) -> dict[str, Held]:
     except (SafetensorError, OSError) as error:
         cut = _ends_within(file)
         within = f"; it ends within {cut}" if cut else ""
-        raise ValueError(
+        raise UserError(
             f"{file}: this is not a whole safetensors file ({error}{within}); copy or fetch it "
             "again."
         ) from None
     header, end = _parse(file)
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
-            raise ValueError(
+            raise UserError(
                 f"{file}: {name} has dtype {entry['dtype']}; supported: {', '.join(DTYPES)}."
             )
     in_order = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
@@ -68,7 +70,7 @@ def _parse(file: Path) -> tuple[dict[str, dict], int]:
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if length > file.stat().st_size:
-            raise ValueError("the header is longer than the file")
+            raise UserError("the header is longer than the file")
         header = json.loads(opened.read(length))
     header.pop("__metadata__", None)
     return header, 8 + length
@@ -97,7 +99,7 @@ def read_tensor(file: Path, name: str, held: Held, index: tuple[slice, ...]) -> 
     except OSError as error:
         whole, why = False, error.strerror
     if not whole:
-        raise ValueError(f"{file}: {name} cannot be read ({why}); copy or fetch it again.")
+        raise UserError(f"{file}: {name} cannot be read ({why}); copy or fetch it again.")
     array = content.view(held.dtype)
     if not held.shape:
         return array.reshape(())
@@ -156,6 +158,6 @@ def write_file(file: Path, parts: Iterable[np.ndarray | bytes]) -> None:
                     raise unwritten(file, error) from None
 
 
-def unwritten(file: Path, error: OSError) -> ValueError:
+def unwritten(file: Path, error: OSError) -> UserError:
     """What to tell a user of a file that the disk does not take."""
-    return ValueError(f"{file}: the file could not be written ({error.strerror}); see to the disk.")
+    return UserError(f"{file}: the file could not be written ({error.strerror}); see to the disk.")

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import jax
 
+from alignjax.errors import UserError
 from alignjax.files import is_remote, whole_directory
 from alignjax.processes import in_turn, on_first
 
@@ -54,9 +55,9 @@ def agree(problem: Exception | None) -> None:
 
 
 def check_alone(target: Path) -> None:
-    """Raises ValueError where several processes are to write one directory of an object store."""
+    """Raises UserError where several processes are to write one directory of an object store."""
     if is_remote(target) and jax.process_count() > 1:
-        raise ValueError(f"{target}: one process alone writes to an object store; start just one.")
+        raise UserError(f"{target}: one process alone writes to an object store; start just one.")
 
 
 @contextmanager
