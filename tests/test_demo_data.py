@@ -4,9 +4,9 @@ import collections
 import json
 
 import pytest
+from demo_pairs import generate
+from demo_pairs.topics import TOPICS
 
-from alignjax.demo import generate
-from alignjax.demo.topics import TOPICS
 from alignjax.rules import RULES, follows, split_sentences, split_words
 
 COLUMNS = ["prompt", "chosen", "rejected", "rule", "rule_value", "topic", "split"]

@@ -1,4 +1,4 @@
-"""Writes the demo's preference pairs: python -m alignjax.demo.generate [--out PATH].
+"""Writes the demo's preference pairs: PYTHONPATH=tools python -m demo_pairs.generate [--out PATH].
 
 A pair is good or bad only in the light of its prompt. Two opposed rules A and B share a topic; one
 text follows A and breaks B, the other follows B and breaks A. Both texts are chosen once and
@@ -14,12 +14,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from alignjax.demo.prompts import ASKS, PROMPTS, QUESTIONS
-from alignjax.demo.topics import TOPICS, Topic
-from alignjax.errors import UserError
+from demo_pairs.prompts import ASKS, PROMPTS, QUESTIONS
+from demo_pairs.topics import TOPICS, Topic
+
 from alignjax.rules import follows
 
-PAIRS_PATH = pathlib.Path(__file__).with_name("pairs.jsonl")
+PAIRS_PATH = pathlib.Path(__file__).parents[2] / "alignjax" / "demo" / "pairs.jsonl"
 SEED = 1
 TEST_EVERY = 4  # every fourth topic is for testing
 ANSWER_WORDS = range(15, 41)
@@ -222,7 +222,7 @@ def draw_couple(kind: Kind, topic: Topic, split: str) -> list[dict[str, str]]:
                 }
                 for prompt, chosen, rejected in zip(prompts, (a, b), (b, a), strict=True)
             ]
-    raise UserError(f"topic {topic.name!r} gives no clean couple of {kind.__name__}: mend it")
+    raise ValueError(f"topic {topic.name!r} gives no clean couple of {kind.__name__}: mend it")
 
 
 def draw_split(split: str, topics: Sequence[Topic]) -> list[dict[str, str]]:
