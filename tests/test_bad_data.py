@@ -15,7 +15,7 @@ def one_row(**columns) -> bytes:
 
 # A file's name and bytes -> what is said of it as a whole.
 FILES = {
-    "empty": ("empty.jsonl", b"", "the file holds no rows."),
+    "empty": ("empty.jsonl", b"", "it holds no rows."),
     "an unknown suffix": (
         "rows.csv",
         b"prompt,chosen,rejected\n",

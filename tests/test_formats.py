@@ -107,11 +107,11 @@ def test_rows_before_the_damage_come_first(tmp_path, name):
         (b'  {"a": 1,', "this is not JSON (Expecting property name enclosed in double quotes at "),
         (b"{'a': 1}", "this is not JSON (Expecting property name enclosed in double quotes at "),
         (b'{"a": 1} {', "this is not JSON (Extra data at column 10)."),
-        (b"[1]", "a row must be a JSON object, {...}, not a list."),
-        (b"null", "a row must be a JSON object, {...}, not null."),
-        (b"true", "a row must be a JSON object, {...}, not true or false."),
-        (b"5", "a row must be a JSON object, {...}, not a number."),
-        (b'"text"', "a row must be a JSON object, {...}, not a string."),
+        (b"[1]", "a row must be a JSON object, {...}."),
+        (b"null", "a row must be a JSON object, {...}."),
+        (b"true", "a row must be a JSON object, {...}."),
+        (b"5", "a row must be a JSON object, {...}."),
+        (b'"text"', "a row must be a JSON object, {...}."),
         (
             b'{"a": "\xe9"}',
             "byte 8 of the line (0xe9) is not UTF-8; save the file as UTF-8.",
@@ -136,7 +136,7 @@ def test_unreadable_rows_of_a_json_list_and_of_parquet(tmp_path):
     file = write(tmp_path / "d.json", '[{"a": 1}, 5]')
     assert [row.problem for row in read(file)] == [
         "",
-        f"{file}, row 2: a row must be a JSON object, {{...}}, not a number.",
+        f"{file}, row 2: a row must be a JSON object, {{...}}.",
     ]
     offsets, text = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xffb")
     spoilt = pa.StringArray.from_buffers(3, offsets, text)
@@ -169,13 +169,13 @@ def test_unreadable_row_is_reported_once(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("d.jsonl", b"", "the file holds no rows."),
-        ("d.jsonl", b" \n\n", "the file holds no rows."),
-        ("d.jsonl.gz", b"", "the file holds no rows."),
-        ("d.json", b"", "the file holds no rows."),
-        ("d.json", b"[]", "the file holds no rows."),
-        ("d.parquet", b"", "the file holds no rows."),
-        ("d.arrow.gz", b"", "the file holds no rows."),
+        ("d.jsonl", b"", "it holds no rows."),
+        ("d.jsonl", b" \n\n", "it holds no rows."),
+        ("d.jsonl.gz", b"", "it holds no rows."),
+        ("d.json", b"", "it holds no rows."),
+        ("d.json", b"[]", "it holds no rows."),
+        ("d.parquet", b"", "it holds no rows."),
+        ("d.arrow.gz", b"", "it holds no rows."),
         (
             "d.csv",
             b"prompt,chosen\n",
@@ -226,7 +226,7 @@ def test_file_refusals(tmp_path, name, content, sentence):
 def test_a_file_of_columns_without_rows_is_refused(tmp_path):
     table = pa.table({"prompt": pa.array([], pa.string())})
     parquet.write_table(table, tmp_path / "d.parquet")
-    assert refusal(tmp_path / "d.parquet") == f"{tmp_path}/d.parquet: the file holds no rows."
+    assert refusal(tmp_path / "d.parquet") == f"{tmp_path}/d.parquet: it holds no rows."
 
 
 @pytest.mark.parametrize(
