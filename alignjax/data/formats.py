@@ -28,7 +28,8 @@ KINDS = {
 _SUFFIXES = f"{', '.join(KINDS)}, each also with .gz behind it"
 _ROWS_AT_ONCE = 1000  # of Parquet and Arrow, as Python values
 _LIST = 1 << 28  # bytes of a JSON list at most, which is read as a whole
-_UNPACKED = 100  # times the size of a Parquet or Arrow file's .gz, and 1 GiB in any case
+_UNPACKED = 100  # times the size of a Parquet or Arrow file's .gz, which it may unpack to, and
+_LEAST_UNPACKED = 1 << 30  # bytes which it may in any case
 # Every column that a run reads; of Parquet, Arrow and datasets no other is read or decoded.
 COLUMNS = """
     messages prompt completion conversations instruction input history output text system
@@ -269,11 +270,13 @@ def _columnar(file: Path) -> Iterator[Path]:
         with tempfile.NamedTemporaryFile() as scratch:
             plain = file
             if isinstance(opened, gzip.GzipFile):
-                left = max(1 << 30, _UNPACKED * file.stat().st_size)
+                left = max(_LEAST_UNPACKED, _UNPACKED * file.stat().st_size)
                 while left > 0 and (read := opened.read(1 << 20)):
                     left -= scratch.write(read)
                 if left <= 0:
-                    raise UserError(f"{file}: it unpacks to {_UNPACKED} times its size; gunzip it.")
+                    raise UserError(
+                        f"{file}: it unpacks to over {_UNPACKED} times its size; gunzip it."
+                    )
                 scratch.flush()
                 plain = Path(scratch.name)
             try:
