@@ -1,5 +1,7 @@
 """What a path names: files, directories, saved datasets and the hub's, and every refusal."""
 
+import json
+import os
 import re
 
 import datasets
@@ -299,3 +301,65 @@ def test_hub_without_network_is_one_sentence():
         r"dataset does not load \([^\n]+\)\.",
         sentence,
     )
+
+
+# What leads elsewhere or has no end
+
+
+@pytest.mark.parametrize("name", ["../e/{}", "{}/../../e/{}", "/absolute/{}", "none.arrow", ""])
+def test_a_saved_dataset_names_files_of_its_own(tmp_path, name):
+    for directory in ("d", "e"):
+        datasets.Dataset.from_list(asking("q")).save_to_disk(tmp_path / directory)
+    state = tmp_path / "d" / "state.json"
+    shard = "data-00000-of-00001.arrow"
+    file = name.format(shard, shard).replace("/absolute", str(tmp_path / "e"))
+    state.write_text(json.dumps({"_data_files": [{"filename": file}]}))
+    for look in (refusal, lambda path: str(digest_error(path))):
+        assert look(tmp_path / "d").startswith(f"{state}: ")
+
+
+def digest_error(path) -> UserError:
+    with pytest.raises(UserError) as caught:
+        sources.described(Data(path=str(path)), False)
+    return caught.value
+
+
+def test_pipes_and_devices_are_refused_and_links_to_files_are_not(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "link.jsonl").symlink_to(write(tmp_path / "real.jsonl", asking("q")))
+    for name in ("pipe", "zero"):
+        sentence = refusal(tmp_path / f"{name}.jsonl")
+        assert sentence.startswith(f"data.path={tmp_path}/{name}.jsonl: ")
+    assert prompts(tmp_path / "link.jsonl") == ["q"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.jsonl", "train.parquet"),
+        ("train.jsonl", "train.jsonl.gz"),
+        ("train-00000-of-00001.jsonl", "train.jsonl"),
+        ("train-00000-of-00001.jsonl", "train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"),
+        ("rows.jsonl", "rows.json", "more.jsonl"),
+    ],
+)
+def test_a_directory_that_holds_the_same_rows_twice_is_refused(tmp_path, names):
+    for name in names:
+        write(tmp_path / name, asking("q"))
+    assert refusal(tmp_path).startswith(f"{tmp_path}: ") and names[0] in refusal(tmp_path)
+    write(tmp_path / "test.jsonl", asking("t"))
+    if "train" in names[0]:
+        assert prompts(tmp_path, True) == ["t"]
+
+
+def test_splits_may_be_numbers(tmp_path):
+    file = write(tmp_path / "d.jsonl", [{"prompt": str(i), "split": i % 2} for i in range(4)])
+    assert prompts(file, split="0") == ["0", "2"]
+    assert prompts(file, True, eval_split="1") == ["1", "3"]
+    assert "there are 0, 1" in refusal(file)
+    file = write(tmp_path / "e.jsonl", [{"prompt": "a", "split": ["train"]}])
+    (row,) = read(file)
+    assert (row.values, row.in_split) == (None, True) and "split=['train']" in row.problem
+    file = write(tmp_path / "f.jsonl", [{"prompt": "a", "split": "x\n{}%s[red]"}])
+    assert "there is x\\n{}%s[red]" in refusal(file)
