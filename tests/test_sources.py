@@ -82,6 +82,7 @@ def test_path_refusals(tmp_path):
         f"data.path={missing}: there is no such file or directory."
     )
     assert refusal(f"{tmp_path}/*.parquet") == f"data.path={tmp_path}/*.parquet: no file matches."
+    assert refusal("~nosuchuser/d.jsonl").startswith("data.path=~nosuchuser/d.jsonl: ")
     assert refusal(" , ") == "data.path is empty: name a file, directory or dataset of rows."
 
 

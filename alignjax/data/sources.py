@@ -7,6 +7,7 @@ A source either has splits of its own, one of which is read, or its rows are div
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def path_names(path: str) -> list[str]:
 
 def _exists(path: str) -> bool:
     try:
-        return Path(path).expanduser().exists()
+        return Path(os.path.expanduser(path)).exists()
     except OSError:  # many names with commas between can be too long for one
         return False
 
@@ -152,7 +153,7 @@ def unread(data: Data, parts: Sequence[bool] = (False, True)) -> list[str]:
     """
     found = []
     for path in dict.fromkeys(title(data, held_out) for held_out in parts):
-        for directory in (Path(name).expanduser() for name in path_names(path)):
+        for directory in (Path(os.path.expanduser(name)) for name in path_names(path)):
             if not directory.is_dir() or _is_saved(directory):
                 continue
             taken = {
@@ -175,7 +176,7 @@ def _looks_like_data(file: Path) -> bool:
 
 
 def _resolve(name: str, key: str, data: Data, held_out: bool) -> list[_Source]:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # which leaves a user that does not exist
     if path.is_dir():
         return _directory(path, data, held_out)
     if path.is_file():
