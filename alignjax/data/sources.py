@@ -296,10 +296,11 @@ def _saved(directory: Path, own_split: bool) -> _Source:
 
     def files() -> Iterator[Path]:
         state = directory / "state.json"
-        for shard in read_json(state, _Saved).get("_data_files", []):
+        for shard in read_json(state, _Saved).get("_data_files") or [{}]:
             file = directory / shard.get("filename", "")
             if file.parent != directory or ".." in file.name or not file.is_file():
-                raise UserError(f"{state}: {shard} is no file of this dataset; save it again.")
+                name = shard.get("filename")
+                raise UserError(f"{state}: {name!r} is no file of this dataset; save it again.")
             yield file
 
     def records(most: int) -> Iterator[Record]:
