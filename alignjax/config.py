@@ -67,6 +67,7 @@ class Data:
     max_pairs: Count = 0  # pairs (rm: or sets) chosen to train on; 0: all
     select: Literal["random", "longest", "shortest", "score_gap"] = "random"  # which, for max_pairs
     overlong: Literal["drop", "truncate", "split"] = "drop"  # sft: longer ones (pairs are dropped)
+    max_row_bytes: Annotated[int, Bound(2, _MOST)] = 8_000_000  # a larger row is a bad one
     on_bad_row: Literal["stop", "skip"] = "stop"  # skip: go on, and list them in RUN_DIR/bad_rows
     cache_dir: str = ""  # token and reference caches; empty: $ALIGNJAX_CACHE or ~/.cache/alignjax
 

@@ -86,7 +86,7 @@ def labels(data: TokenSet) -> dict[str, np.ndarray]:
     "source" is what the row names, or "", and "turns" the user turns of the prompt, 0 of plain
     text.
     """
-    return {"source": np.array(data.sources, np.str_)[data.source], "turns": np.asarray(data.turns)}
+    return {"source": np.array(data.sources, object)[data.source], "turns": np.asarray(data.turns)}
 
 
 def logged_labels(own: np.ndarray) -> list:

@@ -38,6 +38,16 @@ def follows(rule: str, value: str, answer: str) -> bool:
     return bool(answer.strip()) and RULES[rule](value, answer.strip())
 
 
+def is_rule(rule: object, value: object) -> bool:
+    """Whether `follows` can check a row's columns `rule` and `rule_value`, which may hold anything.
+
+    A count may have nine digits.
+    """
+    if not (isinstance(rule, str) and rule in RULES and isinstance(value, str)):
+        return False
+    return rule not in _COUNTED or (value.isdecimal() and len(value) < 10)
+
+
 def split_sentences(text: str) -> list[str]:
     """Splits text into sentences; a list item or a paragraph always ends one."""
     text = _LIST_MARKER.sub("\n\n", text)
@@ -89,7 +99,8 @@ def _sentences(value: str, answer: str) -> bool:
 
 def _numbered_list(value: str, answer: str) -> bool:
     numbers, bullets = _list_items(answer)
-    return bullets == 0 and numbers == list(range(1, _count(value) + 1))
+    right = numbers == list(range(1, len(numbers) + 1)) and len(numbers) == _count(value)
+    return bullets == 0 and right
 
 
 def _bulleted_list(value: str, answer: str) -> bool:
@@ -173,3 +184,4 @@ RULES: dict[str, Callable[[str, str], bool]] = {
     "lowercase": _lowercase,  # no capital letter anywhere
     "sentence_case": _sentence_case,  # every sentence begins with a capital letter (or a digit)
 }
+_COUNTED = {"sentences", "numbered_list", "bulleted_list", "max_words", "min_words", "min_commas"}

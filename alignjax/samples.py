@@ -15,7 +15,7 @@ from alignjax.generation.native import generate
 from alignjax.models.decoder import Decoder
 from alignjax.processes import is_first, on_first
 from alignjax.progress import phase, say
-from alignjax.rules import RULES, follows
+from alignjax.rules import follows, is_rule
 from alignjax.run import Run
 
 
@@ -63,9 +63,9 @@ def sample(run: Run, model: Decoder, step: int, weights: str) -> list[dict]:
         shown = answer[:-1] if answer[-1] in ends else answer
         text = run.tokenizer.decode(shown, skip_special_tokens=True)
         line = {"prompt": prompt[-1]["content"], "answer": text}
-        row = example.row
-        if row.get("rule") in RULES and isinstance(row.get("rule_value"), str):
-            line |= {"rule": row["rule"], "follows": follows(row["rule"], row["rule_value"], text)}
+        rule, value = example.row.get("rule"), example.row.get("rule_value")
+        if is_rule(rule, value):
+            line |= {"rule": rule, "follows": follows(rule, value, text)}
         result.append(line)
     if wanted.kl and step:
         ratios = divergence.from_reference(run, model, weights, encoded, ids)

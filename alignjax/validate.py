@@ -4,6 +4,7 @@ What is allowed is said by a type. Imports nothing slow.
 """
 
 import math
+import reprlib
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -44,6 +45,10 @@ class Bound(NamedTuple):
         return " and ".join(f"{name} {n}" for name, n in names.items() if n is not None)
 
 
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxlong = _SHOWN.maxother = 60
+
+
 class _Problem(NamedTuple):
     key: str  # where in the value, such as "rope_scaling.factor"; "" for the value itself
     value: object
@@ -59,8 +64,7 @@ def check(value: object, kind: Any, where: str, key: str = "") -> None:
     Annotated[..., Bound(...)]. Subclasses such as NumPy's numbers do not count.
     """
     if problem := _problem(value, kind, key):
-        shown = repr(problem.value)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        shown = _SHOWN.repr(problem.value)  # of bounded length and depth
         said = f"{problem.key}={shown}" if problem.key else shown
         where = f"{where}: " if where else ""
         raise UserError(f"{where}{said}: it must be {problem.wanted}.")

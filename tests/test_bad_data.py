@@ -15,7 +15,7 @@ def one_row(**columns) -> bytes:
 
 # A file's name and bytes -> what is said of it as a whole.
 FILES = {
-    "empty": ("empty.jsonl", b"", "the file holds no rows."),
+    "empty": ("empty.jsonl", b"", "it holds no rows."),
     "an unknown suffix": (
         "rows.csv",
         b"prompt,chosen,rejected\n",
@@ -129,9 +129,8 @@ def test_a_directory_without_data(root, refusal):
 def test_a_saved_dataset_that_is_damaged(root, refusal):
     (root / "saved").mkdir()
     (root / "saved/state.json").write_text("{}")
-    assert refusal(f"--data.path={root / 'saved'}") == (
-        f"{root / 'saved/state.json'}: the saved dataset is damaged ('_data_files'); save it again."
-    )
+    sentence = refusal(f"--data.path={root / 'saved'}")
+    assert sentence.startswith(f"{root / 'saved/state.json'}: ") and "save it again" in sentence
 
 
 def test_a_split_that_is_empty_after_filtering(root, refusal):

@@ -24,7 +24,7 @@ PAIRS = {
         '{"prompt": "caf\xe9"}'.encode("latin-1"),
         "byte 16 of the line (0xe9) is not UTF-8; save the file as UTF-8",
     ),
-    "no object": ("[1, 2]", "a row must be a JSON object, {...}, not a list"),
+    "no object": ("[1, 2]", "a row must be a JSON object, {...}"),
     "a missing column": (
         pair(rejected=...),
         "a preference row needs `chosen` and `rejected`, and a prompt as `prompt`, `conversations` "
@@ -75,20 +75,23 @@ PAIRS = {
         "`tools` is not empty, and tool use is not supported; remove the column and the turns that "
         "call tools, or the row",
     ),
-    "a margin of text": (pair(margin="2"), "`margin` must be a number, not a string"),
+    "a margin of text": (pair(margin="2"), "margin='2': it must be a finite number"),
     "a margin that is no number": (
         '{"prompt": "one", "chosen": "two", "rejected": "three", "margin": NaN}',
-        "`margin` is nan; it must be a finite number, of float32",
+        "margin=nan: it must be a finite number",
     ),
     "a weight beyond float32": (
         pair(weight=1e39),
-        "`weight` is 1e+39; it must be a finite number, of float32",
+        "weight=1e+39: it must be at least 0.0 and at most 3.4028234663852886e+38",
     ),
     "a negative weight": (
         pair(weight=-1),
-        "`weight` is -1; it must be 0 or more (swap `chosen` and `rejected` to turn a pair round)",
+        "weight=-1: it must be at least 0.0 and at most 3.4028234663852886e+38",
     ),
-    "a source that is no text": (pair(source=3), "`source` must be a string, not a number"),
+    "a source that is no text": (
+        pair(source=True),
+        "source=True: it must be a string or a whole number or null",
+    ),
 }
 
 # The same of a file for SFT.
@@ -101,11 +104,11 @@ CONVERSATIONS = {
     ),
     "messages of text": (
         {"messages": "hello"},
-        "`messages` must be a list of messages, not a string",
+        "messages='hello': it must be a list",
     ),
     "a message of text": (
         {"messages": ["hello"]},
-        "message 1 of `messages` must be an object with `role` and `content`, not a string",
+        "message 1 of `messages`='hello': it must be an object",
     ),
     "a message without content": (
         {"messages": [USER, {"role": "assistant", "text": "two"}]},
@@ -113,7 +116,7 @@ CONVERSATIONS = {
     ),
     "content in parts": (
         {"messages": [{"role": "user", "content": [{"type": "text"}]}, ANSWER]},
-        "`content` of message 1 of `messages` must be a string, not a list",
+        "`content` of message 1 of `messages`=[{'type': 'text'}]: it must be a string",
     ),
     "a call of a tool": (
         {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": 1}], "content": ""}]},
@@ -158,7 +161,7 @@ CONVERSATIONS = {
     ),
     "text and a message": (
         {"prompt": [USER], "completion": 5},
-        "`completion` must be a string or a list of messages, not a number",
+        "completion=5: it must be a string or a list",
     ),
 }
 
@@ -180,7 +183,7 @@ SETS = {
     ),
     "a score that is no number": (
         '{"prompt": "one", "responses": ["two", "three"], "scores": [1, NaN]}',
-        "`scores[1]` is nan; it must be a finite number, of float32",
+        "scores[1]=nan: it must be a finite number",
     ),
     "no scores": (
         {**SET, "scores": None},

@@ -261,3 +261,21 @@ def test_truncation_and_padding_of_the_tokenizers_file_are_off(tmp_path):
     assert len(Tokenizer.from_file(str(file)).encode("The sky is blue and green").ids) == 64
     loaded = chat.load_tokenizer(tmp_path)
     assert encode(loaded, [ASK, TELL]) == encode(chatml(), [ASK, TELL])
+
+
+@pytest.mark.parametrize("train_on", ["all", "last"])
+def test_an_answer_that_is_kept_out_is_not_trained(train_on):
+    turns = [ASK, TELL, ASK2, TELL2]
+    sides = [Side([], turns, kept_out) for kept_out in ((), (1,), (3,))]
+    whole, first_out, last_out = (
+        found[1] for found in chat.encode_sides(chatml(), [(s, WHERE) for s in sides], train_on)
+    )
+    first, last = (
+        chat.encode_sides(chatml(), [(Side(turns[:i], turns[i:]), WHERE)], "all")[0][1]
+        for i in (1, 3)
+    )
+    assert (first_out == last).all() and not (last_out & last).any()
+    assert (last_out == (first & ~last)).all()
+    assert (whole == (first if train_on == "all" else last)).all()
+    (refused,) = chat.encode_sides(chatml(), [(sides[1], WHERE)], "everything")
+    assert str(refused).startswith(f"{WHERE}: ") and "data.train_on" in str(refused)

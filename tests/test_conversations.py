@@ -11,11 +11,11 @@ from alignjax.data import rows
     [
         (
             ["q"],
-            "message 1 of `messages` must be an object with `role` and `content`, not a string.",
+            "message 1 of `messages`='q': it must be an object.",
         ),
         (
             [user("q"), None],
-            "message 2 of `messages` must be an object with `role` and `content`, not null.",
+            "message 2 of `messages`=None: it must be an object.",
         ),
         ([{"content": "q"}], "message 1 of `messages` has no `role`; it has `content`."),
         ([{"rolle": "user"}], "message 1 of `messages` has no `role`; it has `rolle`."),
@@ -28,11 +28,11 @@ from alignjax.data import rows
         ([{"value": "q"}], "message 1 of `messages` has no `from`; it has `value`."),
         (
             [user("q"), {"role": "assistant", "content": [{"type": "text"}]}],
-            "`content` of message 2 of `messages` must be a string, not a list.",
+            "`content` of message 2 of `messages`=[{'type': 'text'}]: it must be a string.",
         ),
         (
             [{"role": 5, "content": "q"}],
-            "`role` of message 1 of `messages` must be a string, not a number.",
+            "`role` of message 1 of `messages`=5: it must be a string.",
         ),
         (
             [user("q"), {"role": "bot", "content": "a"}],

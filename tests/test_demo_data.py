@@ -7,7 +7,7 @@ import pytest
 from demo_pairs import generate
 from demo_pairs.topics import TOPICS
 
-from alignjax.rules import RULES, follows, split_sentences, split_words
+from alignjax.rules import RULES, follows, is_rule, split_sentences, split_words
 
 COLUMNS = ["prompt", "chosen", "rejected", "rule", "rule_value", "topic", "split"]
 ROWS = [json.loads(line) for line in generate.PAIRS_PATH.read_text(encoding="utf-8").splitlines()]
@@ -243,3 +243,12 @@ def test_a_count_that_is_no_number_is_refused():
 def test_split_sentences_and_words_by_hand():
     assert split_sentences("Bees dance. Do they? Yes!") == ["Bees dance.", "Do they?", "Yes!"]
     assert split_words("- Bees -- and 3.5 wasps.") == ["Bees", "and", "3.5", "wasps."]
+
+
+def test_columns_that_name_no_rule_are_told_from_those_that_do():
+    assert all(is_rule(row["rule"], row["rule_value"]) for row in ROWS)
+    bad = [(["x"], "x"), ("sentences", "many"), ("sentences", 2), ("none", "2"), (None, None)]
+    bad += [("max_words", "9" * 5000), ("min_commas", "²")]
+    assert not any(is_rule(rule, value) for rule, value in bad)
+    assert not follows("numbered_list", "999999999", "1. one\n2. two")
+    assert follows("numbered_list", "2", "1. one\n2. two")

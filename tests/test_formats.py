@@ -3,17 +3,22 @@
 import gzip
 import itertools
 import re
+import struct
 import tracemalloc
+from decimal import Decimal
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pytest
 from datafiles import ROWS, arrow, dump, feather_bytes, jsonl, parquet_bytes, read, refusal, write
-from pyarrow import parquet
+from pyarrow import feather, parquet
 
 from alignjax.config import Data
 from alignjax.data import formats, sources
+from alignjax.data.rows import carried, example
 from alignjax.data.sources import Place, Row
+from alignjax.errors import UserError
 
 # Formats
 
@@ -107,11 +112,11 @@ def test_rows_before_the_damage_come_first(tmp_path, name):
         (b'  {"a": 1,', "this is not JSON (Expecting property name enclosed in double quotes at "),
         (b"{'a': 1}", "this is not JSON (Expecting property name enclosed in double quotes at "),
         (b'{"a": 1} {', "this is not JSON (Extra data at column 10)."),
-        (b"[1]", "a row must be a JSON object, {...}, not a list."),
-        (b"null", "a row must be a JSON object, {...}, not null."),
-        (b"true", "a row must be a JSON object, {...}, not true or false."),
-        (b"5", "a row must be a JSON object, {...}, not a number."),
-        (b'"text"', "a row must be a JSON object, {...}, not a string."),
+        (b"[1]", "a row must be a JSON object, {...}."),
+        (b"null", "a row must be a JSON object, {...}."),
+        (b"true", "a row must be a JSON object, {...}."),
+        (b"5", "a row must be a JSON object, {...}."),
+        (b'"text"', "a row must be a JSON object, {...}."),
         (
             b'{"a": "\xe9"}',
             "byte 8 of the line (0xe9) is not UTF-8; save the file as UTF-8.",
@@ -136,7 +141,7 @@ def test_unreadable_rows_of_a_json_list_and_of_parquet(tmp_path):
     file = write(tmp_path / "d.json", '[{"a": 1}, 5]')
     assert [row.problem for row in read(file)] == [
         "",
-        f"{file}, row 2: a row must be a JSON object, {{...}}, not a number.",
+        f"{file}, row 2: a row must be a JSON object, {{...}}.",
     ]
     offsets, text = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xffb")
     spoilt = pa.StringArray.from_buffers(3, offsets, text)
@@ -169,13 +174,13 @@ def test_unreadable_row_is_reported_once(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("d.jsonl", b"", "the file holds no rows."),
-        ("d.jsonl", b" \n\n", "the file holds no rows."),
-        ("d.jsonl.gz", b"", "the file holds no rows."),
-        ("d.json", b"", "the file holds no rows."),
-        ("d.json", b"[]", "the file holds no rows."),
-        ("d.parquet", b"", "the file holds no rows."),
-        ("d.arrow.gz", b"", "the file holds no rows."),
+        ("d.jsonl", b"", "it holds no rows."),
+        ("d.jsonl", b" \n\n", "it holds no rows."),
+        ("d.jsonl.gz", b"", "it holds no rows."),
+        ("d.json", b"", "it holds no rows."),
+        ("d.json", b"[]", "it holds no rows."),
+        ("d.parquet", b"", "it holds no rows."),
+        ("d.arrow.gz", b"", "it holds no rows."),
         (
             "d.csv",
             b"prompt,chosen\n",
@@ -226,7 +231,7 @@ def test_file_refusals(tmp_path, name, content, sentence):
 def test_a_file_of_columns_without_rows_is_refused(tmp_path):
     table = pa.table({"prompt": pa.array([], pa.string())})
     parquet.write_table(table, tmp_path / "d.parquet")
-    assert refusal(tmp_path / "d.parquet") == f"{tmp_path}/d.parquet: the file holds no rows."
+    assert refusal(tmp_path / "d.parquet") == f"{tmp_path}/d.parquet: it holds no rows."
 
 
 @pytest.mark.parametrize(
@@ -273,3 +278,130 @@ def test_cut_or_wrong_content_is_one_sentence_about_the_file(tmp_path, name, con
 def test_suffixes_are_told_from_names():
     kinds = [formats.kind(Path(n)) for n in ("a.jsonl", "a.b.JSON.gz", "a.gz", "jsonl", "a.csv")]
     assert kinds == ["JSON lines", "JSON", "", "", ""]
+
+
+# What is not read, and what is too large
+
+
+def odd_columns(**known) -> pa.Table:
+    """Columns that no run reads, with values that Python cannot hold or only a library decodes."""
+    return pa.table(
+        known
+        | {
+            "t": pa.array([2**62, 1], pa.timestamp("us")),
+            "day": pa.array([2**31 - 1, 1], pa.date32()),
+            "text": pa.array([2**62, 1], pa.duration("ms")),
+            "zone": pa.array([1, 2], pa.timestamp("us", "no/where")),
+            "image": [{"bytes": None, "path": "/etc/hostname"}] * 2,
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["d.parquet", "d.arrow", "d.feather", "d.arrow.gz", "saved"])
+def test_columns_that_no_run_reads_do_not_matter_but_are_named(tmp_path, name):
+    table = odd_columns(prompt=["a", "b"])
+    if name == "saved":
+        datasets.Dataset(table.cast(table.schema.remove_metadata())).save_to_disk(tmp_path / name)
+    else:
+        sink = pa.BufferOutputStream()
+        if name == "d.parquet":
+            parquet.write_table(table, sink)
+        elif name == "d.feather":
+            feather.write_feather(table, sink)
+        else:
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+        write(tmp_path / name, sink.getvalue().to_pybytes())
+    found = read(tmp_path / name)
+    assert [row.values["prompt"] for row in found] == ["a", "b"]
+    assert list(found[0].values) == table.column_names
+    with pytest.raises(UserError, match=r"`text`, `zone`, `image`"):
+        example("dpo", found[0].values, found[0].place, "chat")
+    with pytest.raises(UserError, match=r"row 1: text=.*duration\[ms\]"):
+        example("sft", {"text": found[0].values["text"]}, found[0].place, "chat")
+
+
+def test_a_file_without_any_column_that_is_read_has_its_rows(tmp_path):
+    parquet.write_table(pa.table({"words": ["a", "b"]}), tmp_path / "d.parquet")
+    assert [list(row.values) for row in read(tmp_path / "d.parquet")] == [["words"]] * 2
+
+
+def test_values_of_every_arrow_type_that_columns_may_have(tmp_path):
+    table = pa.table(
+        {
+            "prompt": pa.array(["a", "b"]).dictionary_encode(),
+            "chosen": pa.array(["x", None], pa.large_string()),
+            "margin": pa.array([Decimal("0.5"), None]),
+            "messages": pa.array([[("role", "user")], None], pa.map_(pa.string(), pa.string())),
+            "history": pa.array([['["q", 1]'], None], pa.list_(pa.string())).cast(
+                pa.list_(pa.json_())
+            ),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    file = write(tmp_path / "d.arrow", sink.getvalue().to_pybytes())
+    (first, second) = (row.values for row in read(file))
+    assert first == {
+        "prompt": "a",
+        "chosen": "x",
+        "margin": Decimal("0.5"),
+        "messages": [("role", "user")],
+        "history": [["q", 1]],
+    }
+    assert second == {"prompt": "b"} | dict.fromkeys(list(first)[1:])
+    assert carried("dpo", first, Place("f", 1, "row")) == {"margin": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("offsets", "said"),
+    [
+        ([0, 8, 16, 2_000_000], "2000000"),
+        ([0, 8, 16, 2**31 - 1], "2147483647"),
+        ([-1000, 8, 16, 24], "egative"),
+        ([0, 24, 8, 24], "monotonic"),
+    ],
+)
+def test_offsets_that_lead_out_of_a_batch_are_one_sentence(tmp_path, offsets, said):
+    content = bytearray(arrow([{"prompt": "MARKERab"}] * 3, pa.ipc.new_file))
+    at = content.index(struct.pack("<4i", 0, 8, 16, 24))
+    content[at : at + 16] = struct.pack("<4i", *offsets)
+    file = write(tmp_path / "d.arrow", bytes(content))
+    assert re.fullmatch(rf"{re.escape(str(file))}: .*{said}.*get it again\.", refusal(file))
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.json", "d.parquet", "d.arrow"])
+def test_a_row_that_is_too_large_is_a_bad_one(tmp_path, name):
+    rows = [{"prompt": "a"}, {"prompt": "x" * 5000}, {"prompt": "b"}, {"prompt": "y" * 900}]
+    make = {"json": dump, "parquet": parquet_bytes}.get(name[2:], jsonl)
+    content = arrow(rows, pa.ipc.new_stream) if name == "d.arrow" else make(rows)
+    found = read(write(tmp_path / name, content), max_row_bytes=1000)
+    assert [row.values for row in found] == [rows[0], None, *rows[2:]]
+    assert f"{found[1].place}: the row is larger than data.max_row_bytes=1000" in found[1].problem
+    assert found[1].place.number == 2
+
+
+def test_a_long_line_of_spaces_is_not_kept(tmp_path):
+    with gzip.open(tmp_path / "d.jsonl.gz", "wb", 1) as packed:
+        packed.write(jsonl(ROWS))
+        for _ in range(64):
+            packed.write(b" " * (1 << 20))
+    tracemalloc.start()
+    try:
+        *good, bad = read(tmp_path / "d.jsonl.gz", max_row_bytes=10_000)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert [row.values for row in good] == ROWS and "max_row_bytes" in bad.problem
+
+
+def test_what_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
+    for name, key, content in (
+        ("d.json.gz", "_LIST", dump([{"prompt": " " * 9999}])),
+        ("d.arrow.gz", "_LEAST_UNPACKED", arrow([{"prompt": " " * 999_999}], pa.ipc.new_file)),
+    ):
+        file = write(tmp_path / name, content)
+        assert len(read(file)) == 1
+        monkeypatch.setattr(formats, key, 1000)
+        assert refusal(file).startswith(f"{file}: ")

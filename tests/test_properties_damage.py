@@ -1,5 +1,11 @@
-"""The oracle of the random rows sees damage to batches, spans, masks and pieces."""
+"""The oracle of the random rows sees damage to batches, spans, masks and pieces.
 
+Damaged files of rows give rows or one sentence.
+"""
+
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +141,17 @@ def test_pieces_at_other_places_are_seen(tmp_path, tokenizer_dir, monkeypatch, s
     monkeypatch.setattr(fitting, "_pieces", damaged)
     with pytest.raises(AssertionError):
         sample(tmp_path, tokenizer_dir)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["types", "jsonl", "json", "jsonl.gz", "parquet", "arrow", "arrow.gz", "feather", "saved"],
+)
+def test_a_damaged_file_gives_rows_or_a_sentence(tmp_path, kind):
+    """In a process of its own, as a fault of the library that reads it may be a crash."""
+    script = Path(__file__).with_name("damage.py")
+    command = [sys.executable, str(script), kind, "80", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, (ended.stdout[-60:], ended.stderr[-2000:])
+    refused = re.search(r"(\d+) of 80 refused$", ended.stdout)
+    assert refused and 0 <= int(refused[1]) < 80

@@ -23,7 +23,7 @@ ADD_PROMPT = (
     ("row", "sentence"),
     [
         ({"words": "t", "id": 1}, SFT_NEEDS + "`words`, `id`."),
-        ({"text": 1}, "`text` must be a string, not a number."),
+        ({"text": 1}, "text=1: it must be a string."),
         ({"text": " "}, "`text` is empty; fill it in, or remove the row."),
         ({}, SFT_NEEDS + "no columns."),
         ({"prompt": "q"}, SFT_NEEDS + "`prompt`."),
@@ -40,15 +40,15 @@ ADD_PROMPT = (
             + "`prompt`, `chosen`, `rejected` (a preference pair, where an SFT row has one "
             "answer).",
         ),
-        ({"messages": "q"}, "`messages` must be a list of messages, not a string."),
-        ({"conversations": {}}, "`conversations` must be a list of messages, not an object."),
+        ({"messages": "q"}, "messages='q': it must be a list."),
+        ({"conversations": {}}, "conversations={}: it must be a list."),
         (
             {"prompt": 5, "completion": "a"},
-            "`prompt` must be a string or a list of messages, not a number.",
+            "prompt=5: it must be a string or a list.",
         ),
         (
             {"prompt": "q", "completion": True},
-            "`completion` must be a string or a list of messages, not true or false.",
+            "completion=True: it must be a string or a list.",
         ),
         ({"prompt": " ", "completion": "a"}, "`prompt` is empty" + EMPTY),
         ({"prompt": [], "completion": "a"}, "`prompt` is empty" + EMPTY),
@@ -58,11 +58,11 @@ ADD_PROMPT = (
         ({"instruction": "q", "output": "\n"}, "`output` is empty" + EMPTY),
         (
             {"instruction": ["q"], "output": "a"},
-            "`instruction` must be a string, not a list.",
+            "instruction=['q']: it must be a string or null.",
         ),
         (
             {"instruction": "q", "input": 5, "output": "a"},
-            "`input` must be a string, not a number.",
+            "input=5: it must be a string or null.",
         ),
         (
             {"instruction": "q", "output": "a", "history": ["a"]},
@@ -74,7 +74,7 @@ ADD_PROMPT = (
         ),
         (
             {"conversations": [user("q"), assistant("a")], "system": ["s"]},
-            "`system` must be a string, not a list.",
+            "system=['s']: it must be a string or null.",
         ),
         (
             {"conversations": [system("t"), user("q"), assistant("a")], "system": "s"},
@@ -163,7 +163,7 @@ def test_plain_refusals():
         (
             {"prompt": "q", "chosen": 5, "rejected": 6},
             "chat",
-            "`chosen` must be a string or a list of messages, not a number.",
+            "chosen=5: it must be a string or a list.",
         ),
         (
             {"prompt": "q", "chosen": {"content": "a"}, "rejected": assistant("b")},

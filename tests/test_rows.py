@@ -278,29 +278,122 @@ def test_two_scores_are_a_margin_for_dpo_which_chooses_by_it_alone():
     assert rows.carried("dpo", row | {"margin": 1}, PLACE) == {"margin": 1.0}
     assert rows.carried("dpo", {"score_chosen": 8.5}, PLACE) == {}
     assert rows.carried("rm", row, PLACE) == {}
-    with pytest.raises(ValueError, match="`score_chosen`"):
+    with pytest.raises(ValueError, match="score_chosen"):
         rows.carried("dpo", row | {"score_chosen": "good"}, PLACE)
 
 
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"margin": "0.5"}, "`margin` must be a number, not a string."),
-        ({"margin": True}, "`margin` must be a number, not true or false."),
-        ({"margin": float("nan")}, "`margin` is nan; it must be a finite number, of float32."),
-        ({"weight": float("inf")}, "`weight` is inf; it must be a finite number, of float32."),
-        ({"margin": 10**400}, f"`margin` is {10**400}; it must be a finite number, of float32."),
-        ({"weight": [1]}, "`weight` must be a number, not a list."),
+        ({"margin": "0.5"}, "margin='0.5': it must be a finite number."),
+        ({"margin": True}, "margin=True: it must be a finite number."),
+        ({"margin": float("nan")}, "margin=nan: it must be a finite number."),
+        ({"weight": float("inf")}, "weight=inf: it must be a finite number."),
+        ({"margin": 10**400}, f"margin={10**27}...{'0' * 29}: it must be a finite number."),
+        ({"weight": [1]}, "weight=[1]: it must be a finite number."),
         (
             {"weight": -0.5},
-            "`weight` is -0.5; it must be 0 or more (swap `chosen` and `rejected` to turn a pair "
-            "round).",
+            "weight=-0.5: it must be at least 0.0 and at most 3.4028234663852886e+38.",
         ),
-        ({"source": 3}, "`source` must be a string, not a number."),
+        ({"source": 3.5}, "source=3.5: it must be a string or a whole number or null."),
     ],
 )
 def test_carried_refusals(row, sentence):
     assert refusal(rows.carried, "rm", row, PLACE) == f"{WHERE}: {sentence}"
+
+
+# What else rows say
+
+
+@pytest.mark.parametrize("no", [{"weight": 0}, {"weight": 0.0}, {"train": False}])
+@pytest.mark.parametrize("yes", [{"weight": 1}, {"train": True}, {"weight": None}, {}])
+def test_turns_that_rows_keep_out_of_training(no, yes):
+    turns = [user("q") | no, assistant("a") | no, user("r") | yes, assistant("b") | yes]
+    plain = [user("q"), assistant("a"), user("r"), assistant("b")]
+    assert sft({"messages": turns}) == Side([], plain, (1,))
+    assert sft({"prompt": turns[:3], "completion": turns[3:]}) == Side(plain[:3], plain[3:])
+    said_so = [said("human", "q"), said("gpt", "a") | no, said("human", "r"), said("gpt", "b")]
+    assert sft({"conversations": said_so}) == Side([], plain, (1,))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("weight", 0.5), ("weight", "0"), ("train", "no"), ("train_detail", [{}])]
+)
+def test_a_weight_of_a_turn_is_all_or_nothing(key, value):
+    row = {"messages": [user("q"), assistant("a") | {key: value}]}
+    sentence = refusal(rows.example, "sft", row, PLACE, "chat")
+    assert sentence.startswith(f"{WHERE}: `{key}` of message 2 of `messages` ")
+    row = {"messages": [user("q"), assistant("a") | {"weight": 0}]}
+    assert "every answer" in refusal(rows.example, "sft", row, PLACE, "chat")
+
+
+TURN = [system("s"), user("q")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "row", "prompt"),
+    [
+        ("sft", {"messages": [user("q"), assistant("a")]}, []),
+        ("sft", {"prompt": "q", "completion": "a"}, TURN),
+        ("sft", {"prompt": TURN, "completion": "a"}, TURN),
+        ("dpo", {"prompt": "q", "chosen": "a", "rejected": "b"}, TURN),
+        (
+            "dpo",
+            {
+                "prompt": "q",
+                "chosen": [user("q"), assistant("a")],
+                "rejected": [user("q"), assistant("b")],
+            },
+            TURN,
+        ),
+        (
+            "dpo",
+            {
+                "prompt": [user("q")],
+                "chosen": [user("q"), assistant("a")],
+                "rejected": [*TURN, assistant("b")],
+            },
+            TURN,
+        ),
+        ("rm", {"prompt": "q", "responses": ["a", "b"], "scores": [2, 1]}, TURN),
+        ("rm", {"prompt": [user("q")], "completions": ["a", "b"], "ranks": [1, 2]}, TURN),
+    ],
+)
+def test_a_system_column_is_the_first_turn(stage, row, prompt):
+    best = rows.example(stage, row | {"system": "s"}, PLACE, "chat").sides[0]
+    assert best == Side(prompt, [assistant("a")] if prompt else [*TURN, assistant("a")])
+
+
+@pytest.mark.parametrize(
+    ("strings", "row"),
+    [
+        ("chat", {"prompt": [system("t"), user("q")], "chosen": "a", "rejected": "b"}),
+        ("plain", {"prompt": "q", "chosen": "a", "rejected": "b"}),
+        ("plain", {"chosen": "q a", "rejected": "q b"}),
+    ],
+)
+def test_a_system_column_that_has_no_place_is_refused(strings, row):
+    sentence = refusal(rows.example, "dpo", row | {"system": "s"}, PLACE, strings)
+    assert sentence.startswith(f"{WHERE}: ") and "`system`" in sentence
+
+
+def test_template_kwargs_of_a_row():
+    row = {"prompt": "q", "completion": "a"}
+    given = {"enable_thinking": False, "of_another_row": None}  # as Parquet has it
+    assert sft(row | {"chat_template_kwargs": given}).template_kwargs == {"enable_thinking": False}
+    assert sft(row | {"chat_template_kwargs": None}).template_kwargs == {}
+    row |= {"chat_template_kwargs": "x"}
+    assert "chat_template_kwargs='x'" in refusal(rows.example, "sft", row, PLACE, "chat")
+
+
+def test_names_of_a_user_stay_on_one_line():
+    for row in (
+        {"a\n{x}": 1},
+        {"messages": [{"a\n{x}": 1}]},
+        {"messages": [user("q") | {"role": "a\n{x}"}]},
+    ):
+        sentence = refusal(rows.example, "sft", row, PLACE, "chat")
+        assert "`a\\n{x}`" in sentence and "\n" not in sentence
 
 
 # Real files

@@ -48,7 +48,7 @@ def test_the_layout_of_ultrafeedback():
     assert read(row) == read(of())
     row["completions"] = [completions[0], {"response": "x", "overall_score": None}]
     assert refusal(read, row) == (
-        f"{WHERE}: `completions[1].overall_score` must be a number, not null."
+        f"{WHERE}: completions[1].overall_score=None: it must be a finite number."
     )
 
 
@@ -60,7 +60,7 @@ def test_a_pair_is_read_as_a_pair_where_it_is_one():
 
 NEEDS = "a set of responses needs "
 BAD = {
-    "no list": (of(responses="a"), "`responses` must be a list of responses, not a string."),
+    "no list": (of(responses="a"), "responses='a': it must be a list."),
     "one response": (
         of(responses=["a"]),
         "`responses` has 1 of the 2 responses that a set needs at least; add more, or remove the "
@@ -76,18 +76,18 @@ BAD = {
         NEEDS + "`scores` (higher is better) or `ranks` (1 is the best), a number for each; the "
         "row has `prompt`, `responses`, `score` (did you mean `scores`?).",
     ),
-    "scores of text": (of(scores="1"), "`scores` must be a list of numbers, not a string."),
+    "scores of text": (of(scores="1"), "scores='1': it must be a list."),
     "lengths that differ": (
         of(scores=[1, 2, 3]),
         "`responses` has 4 responses and `scores` 3 numbers; give one for each.",
     ),
     "a score of text": (
         of(scores=[1, "2", 3, 4]),
-        "`scores[1]` must be a number, not a string.",
+        "scores[1]='2': it must be a finite number.",
     ),
     "a score that is no number": (
         of(scores=[1, 2, float("nan"), 4]),
-        "`scores[2]` is nan; it must be a finite number, of float32.",
+        "scores[2]=nan: it must be a finite number.",
     ),
     "equal scores": (
         of(scores=[2, 2.0, 2, 2]),
@@ -106,7 +106,7 @@ BAD = {
     "an empty response": (of(responses=["a", " ", "c", "d"]), "`responses[1]` is empty" + EMPTY),
     "a response of null": (
         of(responses=["a", "b", None, "d"]),
-        "`responses[2]` must be a string or a list of messages, not null.",
+        "responses[2]=None: it must be a string or a list.",
     ),
     "a response by the user": (
         of(responses=[[user("a")], *TEXTS[1:]]),

@@ -1,5 +1,7 @@
 """What a path names: files, directories, saved datasets and the hub's, and every refusal."""
 
+import json
+import os
 import re
 
 import datasets
@@ -8,6 +10,7 @@ from datafiles import ROWS, asking, fake_hub, parquet_bytes, read, refusal, save
 
 from alignjax.config import Data
 from alignjax.data import sources
+from alignjax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +82,7 @@ def test_path_refusals(tmp_path):
         f"data.path={missing}: there is no such file or directory."
     )
     assert refusal(f"{tmp_path}/*.parquet") == f"data.path={tmp_path}/*.parquet: no file matches."
+    assert refusal("~nosuchuser/d.jsonl").startswith("data.path=~nosuchuser/d.jsonl: ")
     assert refusal(" , ") == "data.path is empty: name a file, directory or dataset of rows."
 
 
@@ -218,17 +222,13 @@ def test_damaged_saved_dataset(tmp_path):
     directory = saved_splits(tmp_path / "d", train=["a"])
     shard = directory / "train" / "data-00000-of-00001.arrow"
     shard.write_bytes(b"junk")
-    sentence = refusal(directory)
-    assert sentence.startswith(f"{directory}/train: the saved dataset does not load (")
-    assert sentence.endswith("); save it again.")
+    assert refusal(directory).startswith(f"{shard}: this is no whole Arrow file (")
     shard.unlink()
-    with pytest.raises(ValueError, match=f"^{re.escape(str(shard))}: it cannot be read "):
+    with pytest.raises(UserError, match=f"^{re.escape(str(shard.parent))}/state.json: .*save it "):
         sources.described(Data(path=str(directory)), False)
-    (directory / "dataset_dict.json").write_text("{")
-    assert refusal(directory) == (
-        f"{directory}/dataset_dict.json: the saved dataset is damaged (Expecting property name "
-        "enclosed in double quotes: line 1 column 2 (char 1)); save it again."
-    )
+    for content in ("{", '{"splits": "train"}'):
+        (directory / "dataset_dict.json").write_text(content)
+        assert refusal(directory).startswith(f"{directory}/dataset_dict.json: ")
 
 
 # Datasets of a hub
@@ -292,7 +292,7 @@ def test_hub_refusals(hub):
         "(Dataset 'org/none' doesn't exist)."
     )
     hub[0]["org/name", None, "train"] = []
-    assert refusal("org/name") == "org/name, split train: the dataset holds no rows."
+    assert refusal("org/name") == "org/name, split train: it holds no rows."
 
 
 def test_hub_without_network_is_one_sentence():
@@ -302,3 +302,65 @@ def test_hub_without_network_is_one_sentence():
         r"dataset does not load \([^\n]+\)\.",
         sentence,
     )
+
+
+# What leads elsewhere or has no end
+
+
+@pytest.mark.parametrize("name", ["../e/{}", "{}/../../e/{}", "/absolute/{}", "none.arrow", ""])
+def test_a_saved_dataset_names_files_of_its_own(tmp_path, name):
+    for directory in ("d", "e"):
+        datasets.Dataset.from_list(asking("q")).save_to_disk(tmp_path / directory)
+    state = tmp_path / "d" / "state.json"
+    shard = "data-00000-of-00001.arrow"
+    file = name.format(shard, shard).replace("/absolute", str(tmp_path / "e"))
+    state.write_text(json.dumps({"_data_files": [{"filename": file}]}))
+    for look in (refusal, lambda path: str(digest_error(path))):
+        assert look(tmp_path / "d").startswith(f"{state}: ")
+
+
+def digest_error(path) -> UserError:
+    with pytest.raises(UserError) as caught:
+        sources.described(Data(path=str(path)), False)
+    return caught.value
+
+
+def test_pipes_and_devices_are_refused_and_links_to_files_are_not(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "link.jsonl").symlink_to(write(tmp_path / "real.jsonl", asking("q")))
+    for name in ("pipe", "zero"):
+        sentence = refusal(tmp_path / f"{name}.jsonl")
+        assert sentence.startswith(f"data.path={tmp_path}/{name}.jsonl: ")
+    assert prompts(tmp_path / "link.jsonl") == ["q"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.jsonl", "train.parquet"),
+        ("train.jsonl", "train.jsonl.gz"),
+        ("train-00000-of-00001.jsonl", "train.jsonl"),
+        ("train-00000-of-00001.jsonl", "train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"),
+        ("rows.jsonl", "rows.json", "more.jsonl"),
+    ],
+)
+def test_a_directory_that_holds_the_same_rows_twice_is_refused(tmp_path, names):
+    for name in names:
+        write(tmp_path / name, asking("q"))
+    assert refusal(tmp_path).startswith(f"{tmp_path}: ") and names[0] in refusal(tmp_path)
+    write(tmp_path / "test.jsonl", asking("t"))
+    if "train" in names[0]:
+        assert prompts(tmp_path, True) == ["t"]
+
+
+def test_splits_may_be_numbers(tmp_path):
+    file = write(tmp_path / "d.jsonl", [{"prompt": str(i), "split": i % 2} for i in range(4)])
+    assert prompts(file, split="0") == ["0", "2"]
+    assert prompts(file, True, eval_split="1") == ["1", "3"]
+    assert "there are 0, 1" in refusal(file)
+    file = write(tmp_path / "e.jsonl", [{"prompt": "a", "split": ["train"]}])
+    (row,) = read(file)
+    assert (row.values, row.in_split) == (None, True) and "split=['train']" in row.problem
+    file = write(tmp_path / "f.jsonl", [{"prompt": "a", "split": "x\n{}%s[red]"}])
+    assert "there is x\\n{}%s[red]" in refusal(file)

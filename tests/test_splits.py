@@ -110,6 +110,10 @@ def test_hashed_split_is_disjoint_complete_and_of_the_right_size(tmp_path, fract
         },
         lambda prompt, i: {"instruction": "Say.", "input": prompt, "output": f"a{i}"},
         lambda prompt, i: {"instruction": prompt, "chosen": f"a{i}", "rejected": f"b{i}"},
+        lambda prompt, i: {"instruction": "", "input": prompt, "output": f"a{i}"},
+        lambda prompt, i: {"text": prompt},
+        lambda prompt, i: {"prompt": "", "completion": prompt},
+        lambda prompt, i: {"chosen": prompt[::-1], "rejected": f"!{i}"},
         lambda prompt, i: {
             "instruction": f"later {i}" if i % 3 else prompt,
             "history": [[prompt, "a"]] if i % 3 else [],

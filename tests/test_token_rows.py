@@ -228,7 +228,7 @@ def test_bad_rows_of_every_kind_are_skipped_counted_and_listed(tmp_path, tokeniz
     assert made.lines.tolist() == [2, 6]
     listed = [json.loads(line) for line in made.bad_rows_file.read_text().splitlines()]
     assert [row["place"] for row in listed] == [f"{path}, line {n}" for n in (1, 3, 4, 5)]
-    assert [row["problem"][:12] for row in listed][2:] == ["the text is ", "`weight` mus"]
+    assert [row["problem"][:12] for row in listed][2:] == ["the text is ", "weight='much"]
     assert not any(str(path) in row["problem"] for row in listed)
     good = write(tmp_path / "e.jsonl", [pair_row("q", "a", "b"), pair_row("q", "c", "d")])
     alone = make(good, tokenizer, tokenizer_dir, tmp_path)

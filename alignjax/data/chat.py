@@ -80,8 +80,13 @@ def encode_sides(
         encoded = _encode_chats(tokenizer, [sides[i] for i in chats], train_on)
         found |= zip(chats, encoded, strict=True)
     if train_on == "everything":
-        for side in found.values():
-            if not isinstance(side, UserError):
+        for i, side in found.items():
+            if sides[i][0].kept_out:
+                found[i] = UserError(
+                    f"{sides[i][1]}: `weight` or `train` of its messages keeps an answer out of "
+                    "training, and data.train_on=everything trains all; set data.train_on=all."
+                )
+            elif not isinstance(side, UserError):
                 side[1][:] = True
     return [found[i] for i in range(len(sides))]
 
@@ -169,7 +174,7 @@ def _encode_chats(
         turns = [
             i
             for i, message in enumerate(messages)
-            if message["role"] == "assistant" and i >= len(side.prompt)
+            if message["role"] == "assistant" and i >= len(side.prompt) and i not in side.kept_out
         ]
         turns = turns[-1:] if train_on == "last" else turns
         try:

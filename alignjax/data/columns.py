@@ -2,15 +2,18 @@
 
 import difflib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Annotated
 
 import numpy as np
 
 from alignjax.data.conversations import check_answer, check_prompt, read_messages
-from alignjax.data.formats import Place, type_name
+from alignjax.data.formats import Place, in_words
 from alignjax.errors import UserError
+from alignjax.validate import Bound, check
 
-_LARGEST = float(np.finfo(np.float32).max)  # of a number that a row carries
+LARGEST = float(np.finfo(np.float32).max)  # of a number that a row carries
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Side:
 
     prompt: list[dict] | str
     answer: list[dict] | str
+    kept_out: tuple[int, ...] = ()  # turns of the answer that hold no loss, counted from the prompt
+    template_kwargs: dict = field(default_factory=dict)  # what the chat template is given besides
 
 
 def side_of(prompt, answer, column: str, place: Place) -> Side:
@@ -39,7 +44,7 @@ def side_of(prompt, answer, column: str, place: Place) -> Side:
 def prompt_of(row: dict, place: Place, strings: str) -> list[dict] | str | None:
     """The prompt that a column of its own holds, or None."""
     if row.get("prompt") is not None:
-        return turns_of(row["prompt"], "prompt", "user", strings, place)
+        return with_system(turns_of(row["prompt"], "prompt", "user", strings, place), row, place)
     if row.get("conversations") is not None:
         turns = read_messages(row["conversations"], "conversations", place)
         check_prompt(turns, "conversations", place)
@@ -56,7 +61,7 @@ def turns_of(value, column: str, role: str, strings: str, place: Place) -> list[
             raise UserError(f"{place}: `{column}` is empty; fill it in, or remove the row.")
         return value if strings == "plain" else [{"role": role, "content": value}]
     listed = [value] if isinstance(value, dict) else value
-    turns = read_messages(listed, column, place, also="a string or ")
+    turns = read_messages(listed, column, place, str | list)
     if not turns:
         raise UserError(f"{place}: `{column}` is empty; fill it in, or remove the row.")
     if role == "user":
@@ -64,12 +69,17 @@ def turns_of(value, column: str, role: str, strings: str, place: Place) -> list[
     return turns
 
 
-def with_system(turns: list[dict], row: dict, place: Place) -> list[dict]:
-    """ShareGPT's and Alpaca's `system` column as the first message."""
+def with_system(turns: list[dict] | str, row: dict, place: Place) -> list[dict] | str:
+    """A prompt, or a whole conversation, with the `system` column as its first message."""
     system = _text(row, "system", place)
     first = {"role": "system", "content": system}
-    if not system or turns[0] == first:
+    if not system or turns[:1] == [first]:
         return turns
+    if isinstance(turns, str):
+        raise UserError(
+            f"{place}: `system` is a turn of a chat, and data.strings=plain is for text as it is; "
+            "set data.strings=chat, or move the text into the prompt."
+        )
     if turns[0]["role"] == "system":
         raise UserError(
             f"{place}: both the `system` column and the first message are system texts, and they "
@@ -105,8 +115,7 @@ def alpaca_prompt(row: dict, place: Place, strings: str) -> list[dict]:
 def _text(row: dict, column: str, place: Place) -> str:
     """A string column; "" where it is absent, null or blank."""
     value = row.get(column)
-    if value is not None and not isinstance(value, str):
-        raise UserError(f"{place}: `{column}` must be a string, not {type_name(value)}.")
+    check(value, str | None, str(place), column)
     return value if value and value.strip() else ""
 
 
@@ -120,13 +129,18 @@ def _column(name: str, value, missing: list[str]) -> str:
     if value is None:
         return f"`{name}` (null)"
     near = difflib.get_close_matches(name.lower(), missing, 1, 0.8)
+    name = in_words(name)
     return f"`{name}` (did you mean `{near[0]}`?)" if near else f"`{name}`"
 
 
-def number(value: object, name: str, place: Place) -> float:
+def number(value: object, name: str, place: Place, least: float = -LARGEST) -> float:
     """A number that a row gives under a name."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{place}: `{name}` must be a number, not {type_name(value)}.")
-    if not abs(value) <= _LARGEST:  # NaN is not either
-        raise UserError(f"{place}: `{name}` is {value}; it must be a finite number, of float32.")
+    value = float(value) if isinstance(value, Decimal) else value  # as databases export 0.5
+    check(value, Annotated[float, Bound(least, LARGEST)], str(place), name)
     return float(value)
+
+
+def label(row: dict, column: str, place: Place) -> str | None:
+    """A name that a row has in a column, or None: text, or a whole number as its decimals."""
+    check(row.get(column), str | int | None, str(place), column)
+    return None if row.get(column) is None else str(row[column])

@@ -5,9 +5,11 @@ messages in sentences are counted from 1 in the row's own column.
 """
 
 from collections.abc import Collection
+from typing import Any
 
-from alignjax.data.formats import Place, type_name
+from alignjax.data.formats import Place, in_words
 from alignjax.errors import UserError
+from alignjax.validate import check
 
 ROLES = ("system", "user", "assistant", "tool")
 NAMES = {
@@ -18,6 +20,7 @@ NAMES = {
     "observation": "tool",
 }  # other names of the roles, as ShareGPT's files have them
 _CALLS = ("function_call", "tool_call")  # ShareGPT's turns that call a tool
+_TRAINED = ("weight", "train", "train_detail")  # whether a message is trained on
 _AFTER = {  # a role, or "" for none -> the roles that may follow
     "": ("system", "user"),
     "system": ("user",),
@@ -35,15 +38,13 @@ def is_answer(message: object) -> bool:
     return role == "assistant" or (isinstance(role, str) and NAMES.get(role) == "assistant")
 
 
-def read_messages(value: object, column: str, place: Place, also: str = "") -> list[dict]:
-    """A column as messages with `role` and `content`. `also` names what else it could have been.
+def read_messages(value: object, column: str, place: Place, kind: Any = list) -> list[dict]:
+    """A column as messages with `role` and `content`. `kind` is what it may be, a list or more.
 
-    Other keys that hold something stay, for the chat template.
+    Other keys that hold something stay, for the chat template, but for `weight` and `train`, which
+    leave `train: False` in an assistant's message that is kept out of training.
     """
-    if not isinstance(value, list):
-        raise UserError(
-            f"{place}: `{column}` must be {also}a list of messages, not {type_name(value)}."
-        )
+    check(value, kind, str(place), column)
     return [
         _message(message, f"message {number} of `{column}`", place)
         for number, message in enumerate(value, 1)
@@ -51,11 +52,7 @@ def read_messages(value: object, column: str, place: Place, also: str = "") -> l
 
 
 def _message(message: object, name: str, place: Place) -> dict:
-    if not isinstance(message, dict):
-        raise UserError(
-            f"{place}: {name} must be an object with `role` and `content`, not "
-            f"{type_name(message)}."
-        )
+    check(message, dict, str(place), name)
     # Parquet gives every message the keys of all, so a key counts only where it holds something.
     held = {key: value for key, value in message.items() if value is not None}
     sharegpt = "role" not in held and "content" not in held and bool({"from", "value"} & set(held))
@@ -67,19 +64,31 @@ def _message(message: object, name: str, place: Place) -> dict:
         )
     for key in (role_key, content_key):
         if key not in held:
-            keys = ", ".join(f"`{k}`" for k in held) or "no keys"
+            keys = ", ".join(f"`{in_words(k)}`" for k in held) or "no keys"
             raise UserError(f"{place}: {name} has no `{key}`; it has {keys}.")
-        if not isinstance(held[key], str):
-            raise UserError(
-                f"{place}: `{key}` of {name} must be a string, not {type_name(held[key])}."
-            )
+        check(held[key], str, str(place), f"`{key}` of {name}")
     role = NAMES.get(held[role_key], held[role_key])
     if role not in ROLES:
         raise UserError(
-            f"{place}: {name} has the role `{role}`; there are {', '.join(ROLES)} (and {_names()})."
+            f"{place}: {name} has the role `{in_words(role)}`; there are {', '.join(ROLES)} (and "
+            f"{_names()})."
         )
-    rest = {key: held[key] for key in held if key not in (role_key, content_key)}
-    return {"role": role, "content": held[content_key]} | ({} if sharegpt else rest)
+    rest = {key: held[key] for key in held if key not in (role_key, content_key, *_TRAINED)}
+    result = {"role": role, "content": held[content_key]} | ({} if sharegpt else rest)
+    if not _is_trained(held, name, place) and role == "assistant":
+        result["train"] = False
+    return result
+
+
+def _is_trained(held: dict, name: str, place: Place) -> bool:
+    """What OpenAI's `weight` and axolotl's `train` say of a message; True where it has neither."""
+    for key in _TRAINED:
+        if held.get(key, 1) not in (0, 1):  # nor false or true
+            raise UserError(
+                f"{place}: `{key}` of {name} is {in_words(str(held[key]))}; it must be 0 or 1, or "
+                "false or true: a turn is trained on as a whole, or not."
+            )
+    return all(held.get(key, 1) for key in _TRAINED)
 
 
 def _names() -> str:

@@ -6,12 +6,12 @@ A row that cannot be read is passed on with a sentence in its place; a damaged f
 import codecs
 import gzip
 import json
-import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -27,6 +27,15 @@ KINDS = {
 }
 _SUFFIXES = f"{', '.join(KINDS)}, each also with .gz behind it"
 _ROWS_AT_ONCE = 1000  # of Parquet and Arrow, as Python values
+_LIST = 1 << 28  # bytes of a JSON list at most, which is read as a whole
+_UNPACKED = 100  # times the size of a Parquet or Arrow file's .gz, which it may unpack to, and
+_LEAST_UNPACKED = 1 << 30  # bytes which it may in any case
+# Every column that a run reads; of Parquet, Arrow and datasets no other is read or decoded.
+COLUMNS = """
+    messages prompt completion conversations instruction input history output text system
+    chosen rejected responses completions scores ranks score_chosen score_rejected
+    margin weight source split rule rule_value tools functions chat_template_kwargs
+""".split()
 
 
 @dataclass(frozen=True)
@@ -53,23 +62,21 @@ def kind(file: Path) -> str:
     return KINDS.get(Path(name).suffix, "")
 
 
-def records(file: Path) -> Iterator[Record]:
-    """The rows of a file in its order.
+def records(file: Path, most: int) -> Iterator[Record]:
+    """Yield the rows of a file in its order, with a problem for one of more than `most` bytes.
 
-    Raises UserError where the file as a whole cannot be read: an unknown suffix, no rows, another
-    format than its name says, or cut short.
+    Raises UserError where the file as a whole cannot be read: an unknown suffix, another format
+    than its name says, or cut short.
     """
     form = kind(file)
     if not form:
         raise UserError(f"{file}: the suffix is none of {_SUFFIXES}; convert or rename the file.")
-    read = {"JSON lines": _lines, "JSON": _json, "Parquet": _parquet, "Arrow": _arrow}[form]
-    empty = True
     with _named(file):
-        for record in read(file):
-            empty = False
-            yield record
-    if empty:
-        raise UserError(f"{file}: the file holds no rows.")
+        if form in ("Parquet", "Arrow"):
+            batches = (_parquet if form == "Parquet" else arrow)(file)
+            yield from numbered(str(file), batches, most)
+        else:
+            yield from (_lines if form == "JSON lines" else _json)(file, most)
 
 
 @contextmanager
@@ -107,18 +114,18 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
 # JSON
 
 
-def _lines(file: Path) -> Iterator[Record]:
+def _lines(file: Path, most: int) -> Iterator[Record]:
     with _opened(file) as opened:
         _check_text(file, opened)
-        yield from _json_lines(file, opened)
+        yield from _json_lines(file, opened, most)
 
 
-def _json(file: Path) -> Iterator[Record]:
+def _json(file: Path, most: int) -> Iterator[Record]:
     """A list of rows, or JSON lines under a .json name: the content tells."""
     with _opened(file) as opened:
         _check_text(file, opened)
         head = opened.peek(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-        yield from (_json_list if head.startswith(b"[") else _json_lines)(file, opened)
+        yield from (_json_list if head.startswith(b"[") else _json_lines)(file, opened, most)
 
 
 def _check_text(file: Path, opened: BinaryIO) -> None:
@@ -132,19 +139,26 @@ def _check_text(file: Path, opened: BinaryIO) -> None:
             )
 
 
-def _json_lines(file: Path, opened: BinaryIO) -> Iterator[Record]:
+def _json_lines(file: Path, opened: BinaryIO, most: int) -> Iterator[Record]:
     first = True
-    for number, line in enumerate(opened, 1):
+    for number, line in enumerate(iter(partial(opened.readline, most + 1), b""), 1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
+        cut = len(line) > most and not line.endswith(b"\n")
         line = line.rstrip()
-        if not line:
+        if not line and not cut:
             continue
         if first:
             _check_first_line(file, line)
             first = False
-        values, _, problem = _parse(line)
+        values, _, problem = (None, 0, _too_large(most)) if cut else _parse(line)
         yield _record(Place(str(file), number, "line"), values, problem)
+        while cut and (rest := opened.readline(1 << 20)):
+            cut = not rest.endswith(b"\n")
+
+
+def _too_large(most: int) -> str:
+    return f"the row is larger than data.max_row_bytes={most}; shorten it, or raise the setting"
 
 
 def _check_first_line(file: Path, line: bytes) -> None:
@@ -158,12 +172,19 @@ def _check_first_line(file: Path, line: bytes) -> None:
         )
 
 
-def _json_list(file: Path, opened: BinaryIO) -> Iterator[Record]:
-    rows, line, problem = _parse(opened.read().removeprefix(codecs.BOM_UTF8))
+def _json_list(file: Path, opened: BinaryIO, most: int) -> Iterator[Record]:
+    text = opened.read(_LIST + 1).removeprefix(codecs.BOM_UTF8)
+    if len(text) > _LIST:
+        raise UserError(
+            f"{file}: a JSON list may have {_LIST:,} bytes; write a row a line into a .jsonl file "
+            "(jq -c '.[]' does)."
+        )
+    rows, line, problem = _parse(text)
     if problem:
         raise UserError(f"{file}, line {line}: {problem}.")
     for number, values in enumerate(rows, 1):
-        yield _record(Place(str(file), number, "row"), values, "")
+        large = len(text) > most and len(json.dumps(values, ensure_ascii=False)) > most
+        yield _record(Place(str(file), number, "row"), values, _too_large(most) if large else "")
 
 
 def _parse(text: bytes) -> tuple[object, int, str]:
@@ -184,43 +205,58 @@ def _parse(text: bytes) -> tuple[object, int, str]:
 
 def _record(place: Place, values: object, problem: str) -> Record:
     if not problem and not isinstance(values, dict):
-        problem = f"a row must be a JSON object, {{...}}, not {type_name(values)}"
+        problem = "a row must be a JSON object, {...}"
     return Record(place, None, f"{place}: {problem}.") if problem else Record(place, values, "")
 
 
-def type_name(value: object) -> str:
-    """A value's type as JSON's users call it, with its article."""
-    if value is None:
-        return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a string"}
-    names |= {list: "a list", dict: "an object"}
-    return names.get(type(value)) or f"a {type(value).__name__}"
+def in_words(text: str) -> str:
+    """A user's word for the middle of a sentence: on one line, and not without end."""
+    text = text.replace("\n", "\\n")
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # Parquet and Arrow
 
 
-def _parquet(file: Path) -> Iterator[Record]:
+def _parquet(file: Path) -> Iterator[tuple]:
     with _columnar(file) as plain:
         from pyarrow import parquet
 
         with parquet.ParquetFile(str(plain)) as opened:
-            yield from _numbered(file, opened.iter_batches(batch_size=_ROWS_AT_ONCE))
+            schema = opened.schema_arrow
+            names = [schema.names[i] for i in _to_read(schema)]
+            for batch in opened.iter_batches(batch_size=_ROWS_AT_ONCE, columns=names):
+                yield schema, checked(batch)
 
 
-def _arrow(file: Path) -> Iterator[Record]:
-    """Arrow's IPC format, as a file or as a stream: the first bytes tell."""
+def arrow(file: Path) -> Iterator[tuple]:
+    """Batches of Arrow's IPC format, as a file or as a stream, each with the file's schema."""
     with _columnar(file) as plain:
         import pyarrow as pa
 
         with pa.memory_map(str(plain)) as mapped:
-            if mapped.read(6) == b"ARROW1":
-                opened = pa.ipc.open_file(mapped)
-                batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
-            else:
-                mapped.seek(0)
-                batches = pa.ipc.open_stream(mapped)
-            yield from _numbered(file, batches)
+            is_file = mapped.read(6) == b"ARROW1"
+            make = pa.ipc.open_file if is_file else pa.ipc.open_stream
+            mapped.seek(0)
+            schema = make(mapped).schema
+            mapped.seek(0)
+            options = pa.ipc.IpcReadOptions(included_fields=_to_read(schema))
+            opened = make(mapped, options=options)
+            if is_file:
+                opened = map(opened.get_batch, range(opened.num_record_batches))
+            for batch in opened:
+                yield schema, checked(batch)
+
+
+def _to_read(schema) -> list[int]:
+    """The columns that training reads. None of them has dates, which Python may not hold."""
+    import pyarrow as pa
+
+    return [
+        i
+        for i, field in enumerate(schema)
+        if field.name in COLUMNS and not pa.types.is_temporal(field.type)
+    ]
 
 
 @contextmanager
@@ -230,44 +266,108 @@ def _columnar(file: Path) -> Iterator[Path]:
 
     with _opened(file) as opened:
         if not opened.peek(1):
-            raise UserError(f"{file}: the file holds no rows.")
+            raise UserError(f"{file}: it holds no rows.")
         with tempfile.NamedTemporaryFile() as scratch:
             plain = file
             if isinstance(opened, gzip.GzipFile):
-                shutil.copyfileobj(opened, scratch)
+                left = max(_LEAST_UNPACKED, _UNPACKED * file.stat().st_size)
+                while left > 0 and (read := opened.read(1 << 20)):
+                    left -= scratch.write(read)
+                if left <= 0:
+                    raise UserError(
+                        f"{file}: it unpacks to over {_UNPACKED} times its size; gunzip it."
+                    )
                 scratch.flush()
                 plain = Path(scratch.name)
             try:
                 yield plain
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
+                if isinstance(error, UserError):
+                    raise
                 raise UserError(
                     f"{file}: this is no whole {kind(file)} file ({first_line(error)}); get it "
                     "again."
                 ) from None
 
 
-def _numbered(file: Path, batches) -> Iterator[Record]:
+def checked(batch):
+    """The columns of a batch that training reads, their offsets all within their buffers.
+
+    Raises pyarrow's errors. Text counts as bytes: where it is not UTF-8, its row alone is bad.
+    """
+    batch = batch.select(_to_read(batch.schema))
+    for column in batch.columns:
+        column.validate()
+        column.view(_as_bytes(column.type)).validate(full=True)
+    return batch
+
+
+def _as_bytes(form):
+    """An Arrow type with bytes in place of the text in it."""
+    import pyarrow as pa
+
+    form = form.storage_type if isinstance(form, pa.BaseExtensionType) else form
+    bytes_of = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    bytes_of[pa.string_view()] = pa.binary_view()
+    if pa.types.is_struct(form):
+        return pa.struct([field.with_type(_as_bytes(field.type)) for field in form])
+    lists = {pa.ListType: pa.list_, pa.LargeListType: pa.large_list}
+    if type(form) in lists:
+        item = form.value_field
+        return lists[type(form)](item.with_type(_as_bytes(item.type)))
+    return bytes_of.get(form, form)
+
+
+def numbered(name: str, batches: Iterable[tuple], most: int) -> Iterator[Record]:
+    """The rows of Arrow batches, each of which comes with its file's schema, numbered through."""
     number = 0
-    for batch in batches:
-        for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-            for values in _dicts(batch.slice(start, _ROWS_AT_ONCE)):
-                number += 1
-                place = Place(str(file), number, "row")
-                if isinstance(values, dict):
-                    yield Record(place, values, "")
-                else:
-                    yield Record(place, None, f"{place}: a value cannot be read ({values}).")
+    for schema, batch in batches:
+        names = batch.schema.names
+        if len(set(names)) < len(names):
+            raise UserError(f"{name}: two of the columns {', '.join(names)} have one name.")
+        unread = {field.name: field.type for field in schema}  # so that they can be named
+        for values, problem in _dicts(batch, most):
+            number += 1
+            yield _record(Place(name, number, "row"), unread | values, problem)
 
 
-def _dicts(batch) -> Iterator[dict | str]:
-    """Rows of an Arrow batch; what is wrong, in place of a row with a value Python cannot hold."""
+def _dicts(batch, most: int) -> Iterator[tuple[dict, str]]:
+    """Rows of an Arrow batch, each with what is wrong where it is too large or unreadable."""
+    found, problem = [], _too_large(most)
     try:
-        yield from batch.to_pylist()
-        return
-    except ValueError:  # such as text that is not UTF-8: find the row
-        pass
-    for i in range(batch.num_rows):
-        try:
-            yield batch.slice(i, 1).to_pylist()[0]
-        except ValueError as error:
-            yield first_line(error)
+        if batch.num_rows <= _ROWS_AT_ONCE:
+            for i, column in enumerate(batch.columns):
+                if hasattr(column, "indices"):  # each row gets its own copy
+                    name = batch.schema.names[i]
+                    batch = batch.set_column(i, name, column.dictionary_decode())
+            found = _values(batch) if batch.nbytes <= most else []
+    except Exception as error:  # pyarrow has many kinds for values that Python cannot hold
+        problem = f"a value cannot be read ({first_line(error)})"
+    if found or not batch.num_rows:
+        yield from ((values, "") for values in found)
+    elif batch.num_rows == 1:
+        yield {}, problem
+    else:
+        half = batch.num_rows // 2
+        yield from _dicts(batch.slice(0, half), most)
+        yield from _dicts(batch.slice(half), most)
+
+
+def _values(batch) -> list[dict]:
+    rows = batch.to_pylist()
+    if "arrow.json" in str(batch.schema.types):  # in which `datasets` keeps values of mixed types
+        rows = [{f.name: _parsed(row[f.name], f.type) for f in batch.schema} for row in rows]
+    return rows
+
+
+def _parsed(value, form):
+    """A value in which text that is JSON by its Arrow type is parsed."""
+    import pyarrow as pa
+
+    if value is None or isinstance(form, pa.JsonType):
+        return value and json.loads(value)
+    if pa.types.is_struct(form):
+        return {field.name: _parsed(value[field.name], field.type) for field in form}
+    if pa.types.is_list(form) or pa.types.is_large_list(form):
+        return [_parsed(one, form.value_type) for one in value]
+    return value

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from alignjax.data import sets
 from alignjax.data.columns import (
+    LARGEST,
     Side,
     alpaca_prompt,
+    label,
     listed,
     number,
     prompt_of,
@@ -20,8 +22,9 @@ from alignjax.data.columns import (
     with_system,
 )
 from alignjax.data.conversations import check_conversation, read_messages
-from alignjax.data.formats import Place, type_name
+from alignjax.data.formats import Place
 from alignjax.errors import UserError
+from alignjax.validate import check
 
 _SFT = ("messages", "prompt", "completion", "conversations", "instruction", "output", "text")
 _SCORES = ("score_chosen", "score_rejected")
@@ -59,15 +62,36 @@ def example(stage: str, row: dict, place: Place, strings: str) -> Example:
                 "and the turns that call tools, or the row."
             )
     if stage == "sft":
-        return Example((_sft(row, place, strings),), (1,), place, row)
-    if is_pair(row):
-        return Example(_pair(stage, row, place, strings), (1, 2), place, row)
-    if stage == "dpo":
+        sides, ranks = (_sft(row, place, strings),), (1,)
+    elif is_pair(row):
+        sides, ranks = _pair(stage, row, place, strings), (1, 2)
+    elif stage == "dpo":
         raise UserError(
             f"{place}: `{sets.column_of(row)}` is a set of responses, which rm trains on and dpo "
             "does not; give two of them as `chosen` and `rejected`, such as the best and the worst."
         )
-    return Example(*sets.read_set(row, place, strings), place, row)
+    else:
+        sides, ranks = sets.read_set(row, place, strings)
+    return Example(tuple(_finished(side, row, place) for side in sides), ranks, place, row)
+
+
+def _finished(side: Side, row: dict, place: Place) -> Side:
+    """A side whose messages are as the template takes them, with what else its row says of it."""
+    kwargs = row.get("chat_template_kwargs") or {}
+    check(kwargs, dict, str(place), "chat_template_kwargs")
+    if isinstance(side.answer, str):
+        return side
+    turns, begin = [*side.prompt, *side.answer], len(side.prompt)
+    answers = [i for i in range(begin, len(turns)) if turns[i]["role"] == "assistant"]
+    kept_out = tuple(i for i in answers if "train" in turns[i])
+    if len(kept_out) == len(answers):
+        raise UserError(
+            f"{place}: `weight` or `train` of its messages keeps every answer out of training; "
+            "remove the key, or the row."
+        )
+    turns = [{key: turn[key] for key in turn if key != "train"} for turn in turns]
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}  # Parquet's
+    return Side(turns[:begin], turns[begin:], kept_out, kwargs)
 
 
 def user_turns(example: Example) -> int:
@@ -85,20 +109,12 @@ def carried(stage: str, row: dict, place: Place) -> dict[str, float | str]:
     found: dict[str, float | str] = {}
     for name in ("margin", "weight"):
         if row.get(name) is not None:
-            found[name] = number(row[name], name, place)
+            found[name] = number(row[name], name, place, 0.0 if name == "weight" else -LARGEST)
     scores = [row.get(name) for name in _SCORES]
     if stage == "dpo" and "margin" not in found and None not in scores:
         better, worse = (number(row[name], name, place) for name in _SCORES)
         found["margin"] = better - worse
-    if found.get("weight", 0.0) < 0:
-        raise UserError(
-            f"{place}: `weight` is {row['weight']}; it must be 0 or more (swap `chosen` and "
-            "`rejected` to turn a pair round)."
-        )
-    source = row.get("source")
-    if source is not None:
-        if not isinstance(source, str):
-            raise UserError(f"{place}: `source` must be a string, not {type_name(source)}.")
+    if (source := label(row, "source", place)) is not None:
         found["source"] = source
     return found
 
@@ -111,9 +127,9 @@ def _sft(row: dict, place: Place, strings: str) -> Side:
     if "messages" in held:
         turns = read_messages(row["messages"], "messages", place)
         check_conversation(turns, "messages", place)
-        return Side([], turns)
+        return Side([], with_system(turns, row, place))
     if {"prompt", "completion"} <= held:
-        prompt = turns_of(row["prompt"], "prompt", "user", strings, place)
+        prompt = prompt_of(row, place, strings)
         completion = turns_of(row["completion"], "completion", "assistant", strings, place)
         return side_of(prompt, completion, "completion", place)
     if "conversations" in held:
@@ -125,8 +141,7 @@ def _sft(row: dict, place: Place, strings: str) -> Side:
         side = side_of(alpaca_prompt(row, place, strings), answer, "output", place)
         return Side([], [*side.prompt, *side.answer])  # data.train_on decides about old answers
     if "text" in held:
-        if not isinstance(row["text"], str):
-            raise UserError(f"{place}: `text` must be a string, not {type_name(row['text'])}.")
+        check(row["text"], str, str(place), "text")
         return Side("", turns_of(row["text"], "text", "assistant", "plain", place))
     pair = {"chosen", "rejected"} <= held
     hint = " (a preference pair, where an SFT row has one answer)" if pair else ""
@@ -162,6 +177,8 @@ def _pair(stage: str, row: dict, place: Place, strings: str) -> tuple[Side, Side
             "the row."
         )
     whole = _is_whole(chosen) and _is_whole(rejected)
+    if whole:
+        chosen, rejected = (with_system(side, row, place) for side in (chosen, rejected))
     if whole and isinstance(row.get("prompt"), str):  # it repeats what both begin with
         prompt = None
     else:
@@ -173,6 +190,7 @@ def _pair(stage: str, row: dict, place: Place, strings: str) -> tuple[Side, Side
         prompt, chosen, rejected = _split_conversations(chosen, rejected, place)
     elif isinstance(chosen, str):
         prompt, chosen, rejected = _split_text(chosen, rejected)
+        prompt = with_system(prompt, row, place)
     else:
         raise UserError(
             f"{place}: there is no prompt: `chosen` and `rejected` are answers alone, and the row "

@@ -6,8 +6,9 @@ UltraFeedback's layout each of `completions` holds its `response` and `overall_s
 """
 
 from alignjax.data.columns import Side, listed, number, prompt_of, side_of, turns_of
-from alignjax.data.formats import Place, type_name
+from alignjax.data.formats import Place
 from alignjax.errors import UserError
+from alignjax.validate import check
 
 COLUMNS = ("responses", "completions", "scores", "ranks", "prompt", "conversations", "instruction")
 
@@ -25,10 +26,7 @@ def read_set(row: dict, place: Place, strings: str) -> tuple[tuple[Side, ...], t
     """
     column = column_of(row)
     responses = row[column]
-    if not isinstance(responses, list):
-        raise UserError(
-            f"{place}: `{column}` must be a list of responses, not {type_name(responses)}."
-        )
+    check(responses, list, str(place), column)
     if len(responses) < 2:
         raise UserError(
             f"{place}: `{column}` has {len(responses)} of the 2 responses that a set needs at "
@@ -63,10 +61,7 @@ def _scored(row: dict, column: str, place: Place) -> tuple[list, list[float], st
     ultrafeedback = all(isinstance(one, dict) and "response" in one for one in responses)
     if name:
         values = row[name]
-        if not isinstance(values, list):
-            raise UserError(
-                f"{place}: `{name}` must be a list of numbers, not {type_name(values)}."
-            )
+        check(values, list, str(place), name)
         keys = [f"{name}[{i}]" for i in range(len(values))]
     elif ultrafeedback:
         name = "overall_score"

@@ -7,17 +7,22 @@ A source either has splits of its own, one of which is read, or its rows are div
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
+from typing import TypedDict
 
 from alignjax.config import Data
 from alignjax.data import formats
+from alignjax.data.columns import label
 from alignjax.data.formats import Place, Record, first_line
 from alignjax.data.splits import choose_split, hash01, may_divide, must_exist, no_split
 from alignjax.errors import UserError
+from alignjax.files import read_json
 
 _ABOUT_DATA = ("dataset_info.json", "dataset_infos.json")  # of a hub's dataset; they hold no rows
 _OTHER_DATA = (".csv", ".tsv", ".txt", ".xml", ".zst", ".xz", ".bz2", ".zip", ".tar")
@@ -40,7 +45,7 @@ class _Source:
     """A file, or one split of a dataset."""
 
     name: str  # as the places of its rows have it
-    records: Callable[[], Iterator[Record]]
+    records: Callable[[int], Iterator[Record]]  # given what a row may have, bytes
     identity: Callable[[], str]  # of the content
     own_split: bool  # the source's own split: every row of it is in
 
@@ -75,34 +80,41 @@ def read(data: Data, held_out: bool) -> Iterator[Row]:
     found = False
     share = data.eval_fraction if may_divide(data) else 0.0
     for part, source in _sources(data, held_out):
-        for place, values, problem in source.records():
+        empty = True
+        for place, values, problem in source.records(data.max_row_bytes):
+            empty = False
             if values is None or source.own_split or from_elsewhere:
                 in_split = source.own_split or from_elsewhere or not held_out
                 yield Row(place, values, problem, in_split, part)
                 continue
-            split = values.get("split")
-            first = first or (place, split is not None)
-            if (split is not None) != first[1]:
-                yield Row(place, None, _uneven(place, *first), not held_out, part)
+            try:
+                split = label(values, "split", place)
+                first = first or (place, split is not None)
+                _check_even(place, split, *first)
+            except UserError as error:
+                yield Row(place, None, str(error), not held_out, part)
                 continue
             if split is None:
                 in_split = (hash01(values) < share) == held_out
             else:
                 in_split = split == wanted
                 if len(others) < 10 and not in_split:
-                    others.add(str(split))
+                    others.add(split)
             found |= in_split
             yield Row(place, values, "", in_split, part)
+        if empty:
+            raise UserError(f"{source.name}: it holds no rows.")
     if first and first[1] and not found and must_exist(data, held_out):
         raise no_split(title(data, held_out), wanted, sorted(others), held_out)
 
 
-def _uneven(place: Place, first: Place, first_has_split: bool) -> str:
-    has, other = ("no `split`", "has one") if first_has_split else ("a `split`", "has none")
-    return (
-        f"{place}: the row has {has}, and the first row ({first}) {other}; give every row one, or "
-        "none."
-    )
+def _check_even(place: Place, split: str | None, first: Place, first_has_split: bool) -> None:
+    if (split is not None) != first_has_split:
+        has, other = ("no `split`", "has one") if first_has_split else ("a `split`", "has none")
+        raise UserError(
+            f"{place}: the row has {has}, and the first row ({first}) {other}; give every row one, "
+            "or none."
+        )
 
 
 # What a path names
@@ -128,7 +140,7 @@ def path_names(path: str) -> list[str]:
 
 def _exists(path: str) -> bool:
     try:
-        return Path(path).expanduser().exists()
+        return Path(os.path.expanduser(path)).exists()
     except OSError:  # many names with commas between can be too long for one
         return False
 
@@ -141,7 +153,7 @@ def unread(data: Data, parts: Sequence[bool] = (False, True)) -> list[str]:
     """
     found = []
     for path in dict.fromkeys(title(data, held_out) for held_out in parts):
-        for directory in (Path(name).expanduser() for name in path_names(path)):
+        for directory in (Path(os.path.expanduser(name)) for name in path_names(path)):
             if not directory.is_dir() or _is_saved(directory):
                 continue
             taken = {
@@ -164,11 +176,13 @@ def _looks_like_data(file: Path) -> bool:
 
 
 def _resolve(name: str, key: str, data: Data, held_out: bool) -> list[_Source]:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # which leaves a user that does not exist
     if path.is_dir():
         return _directory(path, data, held_out)
-    if path.exists():
+    if path.is_file():
         return [_file(path)]
+    if path.exists():  # a pipe or a device may have no end
+        raise UserError(f"{key}={name}: this is no regular file; name a file or a directory.")
     if glob.has_magic(name):
         matches = [Path(m) for m in sorted(glob.glob(str(path), recursive=True))]
         if files := [match for match in matches if match.is_file()]:
@@ -183,7 +197,7 @@ def _file(file: Path, own_split: bool = False) -> _Source:
     def identity() -> str:
         return f"{formats.kind(file)} {_content(file)}"
 
-    return _Source(str(file), lambda: formats.records(file), identity, own_split)
+    return _Source(str(file), partial(formats.records, file), identity, own_split)
 
 
 def _content(file: Path) -> str:
@@ -206,7 +220,7 @@ def _directory(directory: Path, data: Data, held_out: bool) -> list[_Source]:
     if (directory / "state.json").is_file():
         return [_saved(directory, False)]
     if _is_saved(directory):
-        splits = _json_file(directory / "dataset_dict.json", "splits")
+        splits = read_json(directory / "dataset_dict.json", _Saved).get("splits", [])
         split, own = choose_split(str(directory), splits, data, held_out)
         return [_saved(directory / split, own)] if split else []
     return [_file(file, own) for file, own in _chosen_files(directory, data, held_out)]
@@ -230,9 +244,18 @@ def _chosen_files(directory: Path, data: Data, held_out: bool) -> list[tuple[Pat
         splits.setdefault(_split_name(file), []).append(file)
     names = {data.split, data.eval_split}
     if len(splits) == 1 or not any(s in names or _SPLIT_WORD.match(s) for s in splits):
-        return [(file, False) for file in files]
-    split, own = choose_split(str(directory), list(splits), data, held_out)
-    return [(file, own) for file in splits[split]] if split else []
+        read, own = list(splits), False
+    else:
+        split, own = choose_split(str(directory), list(splits), data, held_out)
+        read = [split] if split else []
+    for split in read:
+        forms = {_form(file): file.name for file in splits[split]}
+        if len(forms) > 1:
+            raise UserError(
+                f"{directory}: {' and '.join(forms.values())} hold the same rows by their names; "
+                "keep those of one kind, or name the files to read."
+            )
+    return [(file, own) for file in files if _split_name(file) in read]
 
 
 def _data_files(directory: Path) -> list[Path]:
@@ -246,44 +269,48 @@ def _data_files(directory: Path) -> list[Path]:
     ]
 
 
+def _form(file: Path) -> tuple[str, str]:
+    """A file's suffixes, and of how many files it is one: alike for those of one split."""
+    count = re.search(r"-of-\d{5}", file.name)
+    return "".join(file.suffixes), count[0] if count else ""
+
+
 def _split_name(file: Path) -> str:
     """What a file's name says before its suffixes and its number among others."""
     stem = Path(file.name[:-3] if file.name.lower().endswith(".gz") else file.name).stem
     return _SHARD.split(stem)[0]
 
 
-# Datasets, through the library of that name
+# Datasets
+
+
+class _Saved(TypedDict):
+    """What dataset_dict.json and the state.json of each of its splits hold."""
+
+    splits: list[str]
+    _data_files: list[dict[str, str]]
 
 
 def _saved(directory: Path, own_split: bool) -> _Source:
-    """What `Dataset.save_to_disk` wrote."""
+    """What `Dataset.save_to_disk` wrote: Arrow files that its state.json names in order."""
 
-    def records() -> Iterator[Record]:
-        import datasets
+    def files() -> Iterator[Path]:
+        state = directory / "state.json"
+        for shard in read_json(state, _Saved).get("_data_files") or [{}]:
+            file = directory / shard.get("filename", "")
+            if file.parent != directory or ".." in file.name or not file.is_file():
+                name = shard.get("filename")
+                raise UserError(f"{state}: {name!r} is no file of this dataset; save it again.")
+            yield file
 
-        try:
-            dataset = datasets.load_from_disk(str(directory))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{directory}: the saved dataset does not load ({first_line(error)}); save it "
-                "again."
-            ) from None
-        yield from _rows(dataset, str(directory))
+    def records(most: int) -> Iterator[Record]:
+        batches = chain.from_iterable(map(formats.arrow, files()))
+        return formats.numbered(str(directory), batches, most)
 
     def identity() -> str:
-        files = _json_file(directory / "state.json", "_data_files")
-        return " ".join(_content(directory / file["filename"]) for file in files)
+        return " ".join(map(_content, files()))
 
     return _Source(str(directory), records, identity, own_split)
-
-
-def _json_file(file: Path, key: str) -> list:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file}: the saved dataset is damaged ({first_line(error)}); save it again."
-        ) from None
 
 
 def _hub(name: str, key: str, data: Data, held_out: bool) -> list[_Source]:
@@ -307,7 +334,13 @@ def _hub(name: str, key: str, data: Data, held_out: bool) -> list[_Source]:
     def identity() -> str:
         return f"{split} {dataset._fingerprint}"
 
-    return [_Source(place, lambda: _rows(dataset, place), identity, own)]
+    def records(most: int) -> Iterator[Record]:
+        tables = dataset.with_format("arrow").iter(1000)  # which decodes no column
+        batches = chain.from_iterable(table.to_batches() for table in tables)
+        pairs = ((batch.schema, formats.checked(batch)) for batch in batches)
+        return formats.numbered(place, pairs, most)
+
+    return [_Source(place, records, identity, own)]
 
 
 def _load(name: str, key: str, split: str) -> tuple[object | None, list[str]]:
@@ -325,10 +358,3 @@ def _load(name: str, key: str, split: str) -> tuple[object | None, list[str]]:
             f"{key}={name}: there is no such file here, and the hub's dataset does not load "
             f"({first_line(error)})."
         ) from None
-
-
-def _rows(dataset, name: str) -> Iterator[Record]:
-    if not len(dataset):
-        raise UserError(f"{name}: the dataset holds no rows.")
-    for number, values in enumerate(dataset.with_format(None), 1):
-        yield Record(Place(name, number, "row"), values, "")

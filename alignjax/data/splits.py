@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 from alignjax.config import Data
 from alignjax.data.conversations import is_answer
+from alignjax.data.formats import in_words
 from alignjax.errors import UserError
+
+# Columns that tell rows apart which have no prompt, the first that holds something.
+_ANSWERS = ("chosen", "text", "completion", "output", "responses", "completions")
 
 
 def choose_split(name: str, splits: Sequence[str], data: Data, held_out: bool) -> tuple[str, bool]:
@@ -36,18 +40,19 @@ def must_exist(data: Data, held_out: bool) -> bool:
 
 def no_split(name: str, wanted: str, splits: Sequence[str], held_out: bool) -> UserError:
     key = "data.eval_split" if held_out else "data.split"
-    listed = f"there is {splits[0]}" if len(splits) == 1 else f"there are {', '.join(splits)}"
-    return UserError(f"{name}: there is no split {wanted}; {listed}: set {key}.")
+    listed = ", ".join(map(in_words, splits)) or "none"
+    listed = f"there {'is' if len(splits) == 1 else 'are'} {listed}"
+    return UserError(f"{name}: there is no split {in_words(wanted)}; {listed}: set {key}.")
 
 
 def hash01(row: dict) -> float:
     """A number in [0, 1) that the row's prompt decides: rows of one prompt fall together."""
     own = row.get("prompt") or row.get("messages") or row.get("conversations") or _instruction(row)
-    prompt = own or row.get("chosen")
+    prompt = own or next((row[name] for name in _ANSWERS if row.get(name)), None)
     if isinstance(prompt, list):
         prompt = [message for message in prompt if not is_answer(message)][:2]
-    elif not own and isinstance(prompt, str):
-        prompt = os.path.commonprefix([prompt, str(row.get("rejected"))])
+    elif not own and isinstance(prompt, str) and prompt == row.get("chosen"):
+        prompt = os.path.commonprefix([prompt, str(row.get("rejected"))]) or prompt
     text = json.dumps(prompt, sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
@@ -58,4 +63,4 @@ def _instruction(row: dict) -> object:
         case [[str(question), *_], *_]:
             return question
     asked, text = row.get("instruction"), row.get("input")
-    return f"{asked}\n{text}" if asked and text else asked
+    return f"{asked}\n{text}" if asked and text else asked or text

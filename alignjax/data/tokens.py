@@ -26,7 +26,7 @@ from alignjax.errors import UserError
 from alignjax.files import whole_directory, write_whole
 from alignjax.weights.safetensors import COMPANIONS
 
-_VERSION = 9  # of what is stored; a change makes every cache anew
+_VERSION = 10  # of what is stored; a change makes every cache anew
 _CHUNK = 1000  # sides encoded together, enough to keep all cores at work
 _ARRAYS = {
     "tokens": np.int32,
@@ -114,7 +114,7 @@ def _key(
     settings = [_VERSION, stage, held_out, bool(data.eval_path)]
     settings += [tokenizer.chat_template, data.split, data.eval_split, data.eval_fraction]
     settings += [data.strings, data.train_on, data.max_length, data.overlong, data.on_bad_row]
-    settings += [data.max_prompt_length, data.max_responses]
+    settings += [data.max_prompt_length, data.max_responses, data.max_row_bytes]
     settings.append(content)
     digest = hashlib.sha256(json.dumps(settings).encode())
     for name in COMPANIONS:
