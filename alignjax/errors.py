@@ -12,6 +12,10 @@ _DISK = {
     errno.EBUSY: "this is a mount point; name a directory in it",
     errno.ENAMETOOLONG: "this name is too long; name another place",
     errno.ENOTDIR: "this lies below a file; name another place",
+    errno.EISDIR: "this is a directory, where a file is needed; name another place",
+    errno.ELOOP: "this link leads to itself; name another place",
+    errno.EFBIG: "a file may not be so large here; raise `ulimit -f`, or name another place",
+    errno.EMFILE: "too many files are open; raise `ulimit -n`",
     errno.EROFS: "the file system is read-only; name a place that can be written to",
 }
 # What would command a terminal, turn its text round or not be encoded; line ends and tabs are kept.

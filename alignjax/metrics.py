@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypedDict
 
 from alignjax import config as configs
+from alignjax import validate
 from alignjax.errors import UserError
 from alignjax.files import is_remote, naming, write_whole
 from alignjax.processes import is_first
@@ -21,6 +22,14 @@ from alignjax.processes import is_first
 TIME_FIELDS = ("tokens_per_second", "data_wait")
 
 _FLUSH_SECONDS = 5  # between writes of TensorBoard's file
+
+
+class _Line(TypedDict):
+    """What is read of a line of metrics.jsonl."""
+
+    step: Annotated[int, validate.Bound(0)]
+    num_tokens: int
+    tokens_per_second: Annotated[float, validate.Bound(above=0)]
 
 
 class Log(NamedTuple):
@@ -67,16 +76,31 @@ def cut_back(file: Path, step: int) -> None:
     """Drops the lines after a step, and a line cut short, so that a resumed run repeats none."""
     if not file.is_file():
         return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
-    write_whole(file, "".join(kept))
+    content = file.read_bytes()
+    content = content[: content.rfind(b"\n") + 1]
+    lines = zip(content.splitlines(keepends=True), read(file, content), strict=True)
+    write_whole(file, b"".join(text for text, line in lines if line["step"] <= step))
 
 
-def read(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+def read(file: Path, content: bytes | None = None) -> list[dict]:
+    """Return the lines of metrics.jsonl, or of its `content`; none where it is gone.
+
+    Raises UserError, naming the line, where one is damaged or not of a run.
+    """
+    if content is None:
+        content = file.read_bytes() if file.is_file() else b""
+    lines = []
+    for number, text in enumerate(content.splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+            validate.check(lines[-1], _Line, "")
+            lines[-1]["step"]
+        except (ValueError, KeyError, RecursionError):
+            raise UserError(
+                f"{file}:{number}: this is no line of metrics; mend or delete it, and the same "
+                "command goes on."
+            ) from None
+    return lines
 
 
 @contextmanager

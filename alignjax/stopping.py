@@ -2,11 +2,32 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
 from jax.experimental import multihost_utils
+
+from alignjax.command import STOPPED
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """While the block runs Ctrl-C ends the process where it is.
+
+    Reads and writes of arrays go on in threads, which crash where Python takes their memory away.
+    """
+
+    def end(number, frame) -> None:
+        print(STOPPED, file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    older = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, older)
 
 
 @contextmanager

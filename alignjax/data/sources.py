@@ -129,7 +129,7 @@ def path_names(path: str) -> list[str]:
 def _exists(path: str) -> bool:
     try:
         return Path(path).expanduser().exists()
-    except OSError:  # many names with commas between can be too long for one
+    except (OSError, RuntimeError):  # many names with commas between can be too long for one
         return False
 
 
