@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,6 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from alignjax import config as configs
-from alignjax import validate
 from alignjax.errors import UserError
 from alignjax.files import is_remote
 from alignjax.processes import on_first
@@ -28,11 +26,6 @@ from alignjax.weights.orbax import reason
 from alignjax.weights.source import leaf_name
 
 _PAGE = 4096  # bytes
-
-
-class _About(TypedDict):
-    start: dict[str, str]
-    checksums: dict[str, list[int]]
 
 
 def open_manager(config: configs.Training) -> ocp.CheckpointManager:
@@ -83,18 +76,10 @@ def best_metric(config) -> tuple[str, str]:
     return metric, better
 
 
-def save(
-    manager,
-    state: State,
-    step: int,
-    config,
-    metrics: dict[str, float] | None,
-    start: dict[str, str] | None = None,
-) -> None:
+def save(manager, state: State, step: int, config, metrics: dict | None, start=None) -> None:
     """Starts to save a state; returns before it is on disk.
 
-    `start` says of what weights the run began (see `Baseline.start`); checksums of every array are
-    saved with it.
+    With it go checksums of every array, and `start`, the weights of `Baseline.start`.
     Raises UserError, naming the directory and the space needed, where the disk is full, now or
     since the last save. Older checkpoints stay as they are.
     """
@@ -179,8 +164,7 @@ def about(manager, step: int) -> dict[str, dict]:
     try:
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
         found = manager.restore(step, args=args)["config"]["about"]
-        validate.check(found, _About, "")
-        return found
+        return {key: dict(found[key]) for key in ("start", "checksums")}
     except Exception:  # Orbax raises it bare; `restore` says more
         return {}
 
@@ -221,11 +205,9 @@ def restore(manager, step: int, like: State) -> State:
     try:
         found = manager.restore(step, args=args)["state"]
         saved = about(manager, step).get("checksums", {})
-        changed = [
-            name for name, sums in _checksums(found).items() if saved.get(name, sums) != sums
-        ]
-        if changed:
-            raise ValueError(f"{changed[0]} is not as it was saved")
+        for name, sums in _checksums(found).items():
+            if saved.get(name, sums) != sums:
+                raise ValueError(f"{name} is not as it was saved")
     except Exception as error:  # Orbax raises it bare
         raise UserError(_damaged(manager, step, error)) from None
     leaves = [found[leaf_name(path)] for path, _ in jax.tree_util.tree_leaves_with_path(wanted)]

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypedDict
 
 from alignjax.errors import UserError
 from alignjax.files import is_remote, make_directory, read_json, write_whole
@@ -20,16 +19,6 @@ BEAT_SECONDS = 30  # between heartbeats of a run on an object store
 DEAD_SECONDS = 180  # without a heartbeat, after which its run counts as dead
 SETTLE_SECONDS = 2  # between writing a claim on an object store and reading whose claim stands
 _places: dict[Path, os.stat_result] = {}  # the directories on a disk that are held
-
-
-class Owner(TypedDict):
-    """What `.lock` holds."""
-
-    host: str
-    pid: int
-    since: str
-    run: str
-    beat: float  # on an object store
 
 
 @contextmanager
@@ -62,15 +51,6 @@ def owner(directory: Path) -> str:
     return (_owner(directory / ".lock") or {}).get("run", "")
 
 
-def check_owner(directory: Path, run: str) -> None:
-    """Refuse a directory that another host does not see as the one that holds it does."""
-    if owner(directory) != run:
-        raise UserError(
-            f"{directory}: {socket.gethostname()} does not see there what the first process has "
-            "written; name a --run_dir on a disk that all hosts share."
-        )
-
-
 @contextmanager
 def _locked(directory: Path, key: str) -> Iterator[None]:
     path = directory / ".lock"
@@ -97,7 +77,7 @@ def _locked(directory: Path, key: str) -> Iterator[None]:
 @contextmanager
 def _beating(directory: Path) -> Iterator[None]:
     file, me = directory / ".lock", _me()
-    owner = read_json(file, Owner) if file.exists() else {}
+    owner = read_json(file) if file.exists() else {}
     if time.time() - owner.get("beat", 0) < DEAD_SECONDS:
         more = f"; if it is dead, wait {DEAD_SECONDS} seconds from its last sign of life"
         raise UserError(_refusal(directory, owner, f"--run_dir{more}"))
@@ -119,7 +99,7 @@ def _beating(directory: Path) -> Iterator[None]:
 
     beat()
     time.sleep(SETTLE_SECONDS)
-    owner = read_json(file, Owner)
+    owner = read_json(file)
     if owner.get("run") != me["run"]:
         raise UserError(_refusal(directory, owner, "--run_dir"))
     thread = threading.Thread(target=beat_on, daemon=True)
@@ -134,10 +114,10 @@ def _beating(directory: Path) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
-def _owner(file: Path) -> Owner | None:
+def _owner(file: Path) -> dict | None:
     """Whose claim there is; None where there is none, or it cannot be read."""
     try:
-        return read_json(file, Owner)
+        return read_json(file)
     except Exception:  # what a store's client raises
         return None
 

@@ -25,8 +25,6 @@ _FLUSH_SECONDS = 5  # between writes of TensorBoard's file
 
 
 class _Line(TypedDict):
-    """What is read of a line of metrics.jsonl."""
-
     step: Annotated[int, validate.Bound(0)]
     num_tokens: int
     tokens_per_second: Annotated[float, validate.Bound(above=0)]

@@ -5,7 +5,6 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
 
 import jax
 import numpy as np
@@ -84,12 +83,6 @@ class Run:
 
 _ARRAYS = ("ref_train", "ref_held_out", "logps_held_out")  # of a baseline
 _ABOUT = "about.json"  # written with them: what they belong to
-
-
-class _About(TypedDict):
-    tokens: list[str | None]
-    weights: str
-    reference: str
 
 
 @dataclass(frozen=True)
@@ -346,17 +339,13 @@ def baseline(run: Run, model: Decoder, weights: str, start: dict[str, str]) -> B
 
 def is_complete(run: Run, base: Baseline | None) -> bool:
     """Whether a baseline has all that the run needs; a longer run may need more of it."""
-    if base is None or (run.held_out and base.logps_held_out is None):
-        return False
-    if not run.stage.needs_reference:
-        return True
-    if base.ref_train is None or (run.held_out and base.ref_held_out is None):
-        return False
+    if base is None or not run.stage.needs_reference:
+        return base is not None
     return not np.isnan(base.ref_train[np.unique(run.steps.plan.items)]).any()
 
 
 def stored_baseline(run: Run, start: dict[str, str]) -> Baseline | None:
-    """The baseline that an earlier start of this run kept, as far as it is whole, or None.
+    """The baseline that an earlier start of this run kept, or None where it is not whole.
 
     Raises UserError where it is of other data, or of other weights than the checkpoint's `start`.
     """
@@ -364,7 +353,7 @@ def stored_baseline(run: Run, start: dict[str, str]) -> Baseline | None:
 
     def read() -> dict | None:
         try:
-            about = read_json(directory / _ABOUT, _About)
+            about = read_json(directory / _ABOUT)
         except UserError:
             return None  # it is made again
         if about.get("tokens") != _token_keys(run):
@@ -381,11 +370,13 @@ def stored_baseline(run: Run, start: dict[str, str]) -> Baseline | None:
 
     if (about := on_first(read)) is None:
         return None
-    data = (run.train, run.held_out, run.held_out)
-    arrays = (
-        reference.stored_array(directory / f"{name}.npy", (len(part), part.sides))
-        for name, part in zip(_ARRAYS, data, strict=True)
-    )
+    arrays, compared = [], run.stage.needs_reference
+    for name, data in zip(_ARRAYS, (run.train, run.held_out, run.held_out), strict=True):
+        shape = (len(data), data.sides)
+        arrays.append(reference.stored_array(directory / f"{name}.npy", shape))
+        needed = data and (compared or name == "logps_held_out")
+        if needed and arrays[-1] is None:
+            return None
     return Baseline(about.get("weights", ""), about.get("reference", ""), *arrays)
 
 

@@ -21,10 +21,9 @@ from alignjax.rules import RULES, follows
 from alignjax.run import Run
 
 
-class Answer(TypedDict):
+class _Answer(TypedDict):
     prompt: str
     answer: str
-    rule: str
     follows: bool
     log_ratio: float
     tokens: int
@@ -40,7 +39,7 @@ def stored(run: Run, step: int) -> list[dict] | None:
 
     def read() -> list[dict] | None:
         try:
-            found = read_json(_file(run, step), list[Answer])
+            found = read_json(_file(run, step), list[_Answer])
         except UserError:
             return None
         return found if all({"prompt", "answer"} <= one.keys() for one in found) else None

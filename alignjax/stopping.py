@@ -14,10 +14,7 @@ from alignjax.command import STOPPED
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
-    """While the block runs Ctrl-C ends the process where it is.
-
-    Reads and writes of arrays go on in threads, which crash where Python takes their memory away.
-    """
+    """In the block Ctrl-C ends the process: arrays are read in threads, which crash at its end."""
 
     def end(number, frame) -> None:
         print(STOPPED, file=sys.stderr, flush=True)

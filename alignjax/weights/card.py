@@ -4,7 +4,6 @@ import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypedDict
 
 from alignjax import __version__
 from alignjax import config as configs
@@ -14,29 +13,16 @@ from alignjax.files import read_json
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
 
 
-class _Named(TypedDict):
-    path: str
-
-
-class _Settings(TypedDict):
-    name: str
-    model: _Named
-    data: _Named
-    optimizer: dict
-
-
 def read_settings(directory: Path) -> dict:
-    """Return a run's settings from its config.json.
-
-    Raises UserError where that is damaged, or no run's.
-    """
-    found = read_json(directory / "config.json", _Settings)
-    missing = {"name", "model.path", "data.path", "optimizer.rule"} - configs.flat(found).keys()
-    if missing:
-        raise UserError(
-            f"{directory}/config.json: this is not a run's, which has the key {min(missing)!r}; "
-            "choose another --run_dir."
-        )
+    """Return a run's settings from its config.json; raises UserError where that is no run's."""
+    found = read_json(directory / "config.json")
+    settings = configs.flat(found)
+    for key in ("name", "model.path", "data.path", "optimizer.rule"):
+        if not isinstance(settings.get(key), str):
+            raise UserError(
+                f"{directory}/config.json: this is not a run's, which has the key {key}; choose "
+                "another --run_dir."
+            )
     return found
 
 
