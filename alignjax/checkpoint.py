@@ -1,5 +1,6 @@
 """Checkpoints of a run through Orbax: asynchronous, sharded, the last few and the best."""
 
+import errno
 import os
 import shutil
 import sys
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from alignjax import config as configs
-from alignjax.errors import UserError
+from alignjax.errors import DISK, UserError
 from alignjax.files import is_remote
 from alignjax.processes import on_first
 from alignjax.progress import gigabytes, say
@@ -116,14 +117,16 @@ def wait(manager, state: State) -> None:
 
 @contextmanager
 def _disk_errors(manager, need: int) -> Iterator[None]:
-    """Turns what Orbax raises on a full disk into one sentence."""
+    """Turns what Orbax raises of a disk into one sentence."""
     try:
         yield
     except (OSError, ValueError) as error:
-        text = str(error)
-        if "No space left" not in text and "ENOSPC" not in text:
+        number = next((n for n in DISK if os.strerror(n) in str(error)), 0)
+        if number == errno.ENOSPC:
+            raise UserError(_disk_full(manager, need)) from None
+        if not number:
             raise
-        raise UserError(_disk_full(manager, need)) from None
+        raise OSError(number, "", os.fspath(manager.directory)) from None
 
 
 def _space(state: State) -> int:

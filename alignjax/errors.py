@@ -4,7 +4,7 @@ import errno
 import re
 
 # What a disk can refuse, and what a user can do about it.
-_DISK = {
+DISK = {
     errno.ENOSPC: "no space is left on the disk; free some, and the same command goes on",
     errno.EDQUOT: "the disk quota is used up; free some, and the same command goes on",
     errno.EACCES: "permission is denied; name a place that this user may write to",
@@ -34,8 +34,8 @@ def sentence_of(error: BaseException) -> str:
     """Return what to tell a user of an error, or "" for one that is nobody's mistake but ours."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return f"{error.filename or 'writing'}: {_DISK[error.errno]}."
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"{error.filename or 'writing'}: {DISK[error.errno]}."
     return ""
 
 

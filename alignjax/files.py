@@ -35,7 +35,9 @@ def location(path: str) -> Path:
         try:
             return Path(path).expanduser()
         except RuntimeError:
-            raise UserError(f"{path}: there is no home directory for ~; write it out.") from None
+            raise UserError(
+                f"{path}: there is no home directory for ~; set HOME, or name it whole."
+            ) from None
     from etils import epath
 
     try:

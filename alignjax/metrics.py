@@ -63,7 +63,8 @@ def writing(directory: Path, config: configs.Training, step: int) -> Iterator[Lo
 
 
 def check(config: configs.Training) -> None:
-    """Raises UserError where a log that the run asks for cannot be written."""
+    """Raises UserError where a log that the run asks for cannot be written, or not gone on with."""
+    read(configs.run_dir(config) / "metrics.jsonl")
     if config.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError(
             'wandb is not installed: pip install "alignjax[wandb]", or leave out --wandb.'
@@ -74,21 +75,17 @@ def cut_back(file: Path, step: int) -> None:
     """Drops the lines after a step, and a line cut short, so that a resumed run repeats none."""
     if not file.is_file():
         return
-    content = file.read_bytes()
-    content = content[: content.rfind(b"\n") + 1]
-    lines = zip(content.splitlines(keepends=True), read(file, content), strict=True)
+    lines = zip(file.read_bytes().splitlines(keepends=True), read(file), strict=False)
     write_whole(file, b"".join(text for text, line in lines if line["step"] <= step))
 
 
-def read(file: Path, content: bytes | None = None) -> list[dict]:
-    """Return the lines of metrics.jsonl, or of its `content`; none where it is gone.
+def read(file: Path) -> list[dict]:
+    """Return the lines of metrics.jsonl, but not a last one cut short; none where it is gone.
 
     Raises UserError, naming the line, where one is damaged or not of a run.
     """
-    if content is None:
-        content = file.read_bytes() if file.is_file() else b""
-    lines = []
-    for number, text in enumerate(content.splitlines(), 1):
+    content, lines = file.read_bytes() if file.is_file() else b"", []
+    for number, text in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
         try:
             lines.append(json.loads(text))
             validate.check(lines[-1], _Line, "")
