@@ -1,8 +1,10 @@
 """Checkpoints of a run through Orbax: asynchronous, sharded, the last few and the best."""
 
+import errno
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,10 +15,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from alignjax import config as configs
-from alignjax.errors import UserError
+from alignjax.errors import DISK, UserError
 from alignjax.files import is_remote
 from alignjax.processes import on_first
-from alignjax.progress import gigabytes
+from alignjax.progress import gigabytes, say
+from alignjax.reference import checksums_on_mesh
 from alignjax.sharding import concrete
 from alignjax.stages import Facts, stage_of
 from alignjax.step import State
@@ -74,13 +77,15 @@ def best_metric(config) -> tuple[str, str]:
     return metric, better
 
 
-def save(manager, state: State, step: int, config, metrics: dict[str, float] | None) -> None:
+def save(manager, state: State, step: int, config, metrics: dict | None, start=None) -> None:
     """Starts to save a state; returns before it is on disk.
 
+    With it go checksums of every array, and `start`, the weights of `Baseline.start`.
     Raises UserError, naming the directory and the space needed, where the disk is full, now or
     since the last save. Older checkpoints stay as they are.
     """
     leaves, need = _flat(state), _space(state)
+    about = {"start": start or {}, "checksums": _checksums(leaves)}
     with _disk_errors(manager, need):
         manager.wait_until_finished()  # the space that the last one takes is known then
         if not on_first(lambda: _fits(manager, need)):
@@ -89,7 +94,7 @@ def save(manager, state: State, step: int, config, metrics: dict[str, float] | N
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(leaves, save_args=_chunks(leaves)),
-                config=ocp.args.JsonSave(configs.to_dict(config)),
+                config=ocp.args.JsonSave(configs.to_dict(config) | {"about": about}),
             ),
             metrics=metrics,
         )
@@ -112,14 +117,16 @@ def wait(manager, state: State) -> None:
 
 @contextmanager
 def _disk_errors(manager, need: int) -> Iterator[None]:
-    """Turns what Orbax raises on a full disk into one sentence."""
+    """Turns what Orbax raises of a disk into one sentence."""
     try:
         yield
     except (OSError, ValueError) as error:
-        text = str(error)
-        if "No space left" not in text and "ENOSPC" not in text:
+        number = next((n for n in DISK if os.strerror(n) in str(error)), 0)
+        if number == errno.ENOSPC:
+            raise UserError(_disk_full(manager, need)) from None
+        if not number:
             raise
-        raise UserError(_disk_full(manager, need)) from None
+        raise OSError(number, "", os.fspath(manager.directory)) from None
 
 
 def _space(state: State) -> int:
@@ -150,6 +157,46 @@ def _disk_full(manager, need: int) -> str:
     )
 
 
+def _checksums(leaves: dict[str, jax.Array]) -> dict[str, list[int]]:
+    found = {name: checksums_on_mesh(leaf) for name, leaf in leaves.items()}
+    return {name: np.asarray(sums).tolist() for name, sums in found.items()}
+
+
+def about(manager, step: int) -> dict[str, dict]:
+    """Return what a checkpoint says of itself: `start` and `checksums` (see `save`)."""
+    try:
+        args = ocp.args.Composite(config=ocp.args.JsonRestore())
+        found = manager.restore(step, args=args)["config"]["about"]
+        return {key: dict(found[key]) for key in ("start", "checksums")}
+    except Exception:  # Orbax raises it bare; `restore` says more
+        return {}
+
+
+def restore_newest(manager, like: State) -> tuple[State, int]:
+    """Restore the newest checkpoint that is whole, and return it with its step.
+
+    Newer ones are moved aside, and it is said. Raises UserError where none is whole, or all are of
+    another model or optimizer.
+    """
+    damaged = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            state = restore(manager, step, like)
+            break
+        except UserError as error:
+            damaged[manager.directory / str(step)] = error
+    else:
+        raise next(iter(damaged.values()))
+    for path, error in damaged.items():
+        aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+        on_first(lambda path=path, aside=aside: path.rename(aside) and None)
+        why = str(error).rpartition(";")[0]
+        say(f"{why}; it is now {aside.name}, and the run goes on from step {step}")
+    if damaged:
+        manager.reload()
+    return state, step
+
+
 def restore(manager, step: int, like: State) -> State:
     """A saved state on the mesh in use; `like` (of `jax.eval_shape`) gives shapes and shardings.
 
@@ -160,6 +207,10 @@ def restore(manager, step: int, like: State) -> State:
     args = ocp.args.Composite(state=ocp.args.StandardRestore(_flat(wanted)))
     try:
         found = manager.restore(step, args=args)["state"]
+        saved = about(manager, step).get("checksums", {})
+        for name, sums in _checksums(found).items():
+            if saved.get(name, sums) != sums:
+                raise ValueError(f"{name} is not as it was saved")
     except Exception as error:  # Orbax raises it bare
         raise UserError(_damaged(manager, step, error)) from None
     leaves = [found[leaf_name(path)] for path, _ in jax.tree_util.tree_leaves_with_path(wanted)]
@@ -168,16 +219,14 @@ def restore(manager, step: int, like: State) -> State:
 
 
 def _damaged(manager, step: int, error: Exception) -> str:
-    """What to say of a checkpoint before the run ends.
+    """What to say of a checkpoint.
 
     Orbax leaves its other reads behind, which fail as well; Python would tell of each of them.
     """
     sys.unraisablehook = lambda _: None
-    older = [other for other in manager.all_steps() if other < step]
-    then = f"the run goes on from step {max(older)}" if older else "the run starts again"
     return (
         f"{os.fspath(manager.directory / str(step))}: the checkpoint cannot be read "
-        f"({reason(error.__cause__ or error)}); delete it, and {then}."
+        f"({reason(error.__cause__ or error)}); delete it, and the run starts again."
     )
 
 

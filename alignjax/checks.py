@@ -78,6 +78,8 @@ def _check_loss(config: DPO) -> None:
             f"margin={config.margin} is not for loss=ipo, whose margin is 1 / (2 beta): set it to "
             "0, and choose beta."
         )
+    if kind == "simpo" and config.reference.path and not config.samples.kl:
+        raise UserError("reference.path is not for loss=simpo, which has no reference: leave it.")
     if kind == "ipo" and not config.beta:
         raise UserError("beta=0 is not for loss=ipo, whose margin is 1 / (2 beta): raise it.")
 

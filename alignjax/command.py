@@ -12,6 +12,8 @@ from contextlib import suppress
 
 from alignjax.errors import SharedError, printable, sentence_of
 
+STOPPED = "stopped: what was saved stays, and the same command goes on from there."
+
 
 def run(main: Callable[[], int]) -> int:
     """Runs a command and gives its exit code.
@@ -37,8 +39,7 @@ def run(main: Callable[[], int]) -> int:
     except FloatingPointError as error:
         said, code, shared = f"stopped: {error}", 1, True
     except KeyboardInterrupt:
-        said = "stopped: what was saved stays, and the same command goes on from there."
-        code = 128 + signal.SIGINT
+        said, code = STOPPED, 128 + signal.SIGINT
     except Exception as error:
         sentence = sentence_of(error)
         if trace or not sentence:

@@ -165,6 +165,11 @@ class RM(Training):
 
 
 @dataclass(frozen=True)
+class Reference:
+    path: str = ""  # model that the policy is held to, named as model.path is; empty: model.path
+
+
+@dataclass(frozen=True)
 class DPO(Training):
     """Direct preference optimization on pairs (arXiv 2305.18290)."""
 
@@ -174,6 +179,7 @@ class DPO(Training):
     label_smoothing: Flip = 0.0  # probability that a preference is wrong (conservative DPO)
     margin: Large = 0.0  # by which the chosen reward should be ahead (SimPO's gamma)
     sft_weight: Large = 0.0  # of the chosen sides' loss a token, added to that of pairs
+    reference: Reference = field(default_factory=Reference)
 
 
 @dataclass(frozen=True)
@@ -347,5 +353,8 @@ def run_dir(config: Training) -> Path:
 
 def cache_dir(config: Training | RMEval) -> Path:
     """Where downloads, tokens and reference log-probs are kept between runs."""
-    default = os.environ.get("ALIGNJAX_CACHE") or Path.home() / ".cache" / "alignjax"
-    return Path(config.data.cache_dir or default).expanduser()
+    from alignjax.files import location
+
+    return location(
+        config.data.cache_dir or os.environ.get("ALIGNJAX_CACHE") or "~/.cache/alignjax"
+    )

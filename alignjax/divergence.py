@@ -10,12 +10,10 @@ import numpy as np
 
 from alignjax.config import Compute
 from alignjax.data.tokenset import TokenSet, in_memory
-from alignjax.errors import UserError
 from alignjax.evaluation import score
 from alignjax.models.decoder import Decoder
 from alignjax.progress import phase
-from alignjax.reference import fingerprint
-from alignjax.run import Run, load_shown
+from alignjax.run import Run, load_reference
 
 
 def from_reference(
@@ -23,7 +21,7 @@ def from_reference(
 ) -> np.ndarray:
     """Log-ratio of each answer to the weights that training started from, nats, float64 [n].
 
-    Those are not in memory while a run trains: they are read from model.path, scored, and given up
+    Those are not in memory while a run trains: they are read from disk, scored, and given up
     again. Until then they take 4 bytes a parameter, as a step's gradients do. Raises UserError
     where they are others than `weights`, a fingerprint.
     """
@@ -31,12 +29,7 @@ def from_reference(
     length = -(-max(run.config.batch.row_length, int(data.lengths().max())) // 128) * 128
     with phase(f"log-probs of {len(data)} answers"):
         pi = log_probs(policy, data, length, run.rows, run.config.compute)
-    reference = load_shown(run.source)
-    if fingerprint(reference) != weights:
-        raise UserError(
-            f"{run.source.path}: it no longer holds the weights that this run started from, which "
-            "samples.kl compares with; bring them back, and the same command goes on."
-        )
+    reference, _ = load_reference(run, {"reference": weights})
     with phase(f"log-probs of {len(data)} answers under the reference"):
         return pi - log_probs(reference, data, length, run.rows, run.config.compute)
 

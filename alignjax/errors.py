@@ -4,7 +4,7 @@ import errno
 import re
 
 # What a disk can refuse, and what a user can do about it.
-_DISK = {
+DISK = {
     errno.ENOSPC: "no space is left on the disk; free some, and the same command goes on",
     errno.EDQUOT: "the disk quota is used up; free some, and the same command goes on",
     errno.EACCES: "permission is denied; name a place that this user may write to",
@@ -12,6 +12,10 @@ _DISK = {
     errno.EBUSY: "this is a mount point; name a directory in it",
     errno.ENAMETOOLONG: "this name is too long; name another place",
     errno.ENOTDIR: "this lies below a file; name another place",
+    errno.EISDIR: "this is a directory, where a file is needed; name another place",
+    errno.ELOOP: "this link leads to itself; name another place",
+    errno.EFBIG: "a file may not be so large here; raise `ulimit -f`, or name another place",
+    errno.EMFILE: "too many files are open; raise `ulimit -n`",
     errno.EROFS: "the file system is read-only; name a place that can be written to",
 }
 # What would command a terminal, turn its text round or not be encoded; line ends and tabs are kept.
@@ -30,8 +34,8 @@ def sentence_of(error: BaseException) -> str:
     """Return what to tell a user of an error, or "" for one that is nobody's mistake but ours."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return f"{error.filename or 'writing'}: {_DISK[error.errno]}."
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"{error.filename or 'writing'}: {DISK[error.errno]}."
     return ""
 
 

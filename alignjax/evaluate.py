@@ -11,6 +11,10 @@ from alignjax import checks, command
 from alignjax import config as configs
 from alignjax.errors import UserError
 
+# What it writes, and how that begins.
+_WRITTEN = {"results.json": '{\n  "config": {', "pairs.jsonl": '{"place": "'}
+_WRITTEN["sets.jsonl"] = _WRITTEN["pairs.jsonl"]
+
 
 def main() -> int:
     config = configs.parse("alignjax.evaluate")
@@ -28,7 +32,6 @@ def evaluate(config: configs.RMEval) -> int:
 
     from alignjax import evaluation, processes
     from alignjax.config import RM
-    from alignjax.files import location
     from alignjax.progress import only_first_process, phase
     from alignjax.run import load_shown
     from alignjax.sharding import axis_size, use_mesh
@@ -39,7 +42,7 @@ def evaluate(config: configs.RMEval) -> int:
     use_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     source, data = _prepare(config)
     if config.out:
-        processes.on_first(lambda: location(config.out).mkdir(parents=True, exist_ok=True))
+        processes.on_first(lambda: _check_out(config.out))
     model = load_shown(source)
     with phase("scoring", len(data)) as update:
         rewards = evaluation.score(
@@ -65,6 +68,15 @@ def evaluate(config: configs.RMEval) -> int:
         if config.out:
             _write(config, data, rewards, found)
     return 0
+
+
+def _check_out(out: str) -> None:
+    """Make the directory; refuse to overwrite what no evaluation wrote."""
+    from alignjax.files import check_own, location, make_directory
+
+    make_directory(location(out))
+    for name, begins in _WRITTEN.items():
+        check_own(location(out) / name, begins)
 
 
 def _prepare(config: configs.RMEval):

@@ -31,17 +31,23 @@ def score(
     ids: np.ndarray | None = None,
     progress: Callable[[int], None] = lambda done: None,
     scores: Scoring = sequence_logps,
+    known: np.ndarray | None = None,
 ) -> np.ndarray:
     """Log-probs or rewards of every sequence, float32 [n, S]; NaN for items not in `ids`.
 
     Items are looked up by their number, so the result does not depend on how they were packed.
-    `progress` is told how many items are done.
+    `progress` is told how many items are done. `known` is what an earlier call was stopped at: it
+    is filled, and batches whose items it has are not scored again.
     """
-    result = np.full((len(data), data.sides), np.nan, np.float32)
+    result = np.full((len(data), data.sides), np.nan, np.float32) if known is None else known
     plan = plan_scoring(data.lengths(), row_length, rows, ids)
-    done = 0
+    missing = [np.isnan(result[plan.step_items(step)]).any() for step in range(len(plan))]
+    first = missing.index(True) if any(missing) else len(plan)
+    if first == len(plan):
+        return result
+    done = int(plan.rows[plan.steps[first]])
     steps = packed_steps(data, plan, rows, local=local_rows(rows))
-    for step, batch in enumerate(steps.read()):
+    for step, batch in enumerate(steps.read(first), first):
         found = score_step(model, place_rows(batch, rows), scores=scores, compute=compute)
         items = steps.items(step)
         real = items > 0

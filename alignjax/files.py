@@ -2,19 +2,21 @@
 
 import io
 import json
+import math
 import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alignjax import validate
-from alignjax.errors import UserError
+from alignjax.errors import UserError, sentence_of
 from alignjax.progress import gigabytes
 
 
@@ -30,10 +32,50 @@ def location(path: str) -> Path:
     not at all, has no directories to rename, and cannot append.
     """
     if not is_remote(path):
-        return Path(path).expanduser()
+        try:
+            return Path(path).expanduser()
+        except RuntimeError:
+            raise UserError(
+                f"{path}: there is no home directory for ~; set HOME, or name it whole."
+            ) from None
     from etils import epath
 
-    return epath.Path(path)
+    try:
+        return epath.Path(path)
+    except KeyError:
+        raise UserError(f"{path}: no such object store is known; use gs:// or s3://.") from None
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory to write into, and those above it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        said = f"{path}: this directory cannot be made ({error.strerror}); name another place."
+        raise UserError(sentence_of(error) or said) from None
+
+
+def led_to(path: Path) -> Path:
+    """Return where a path leads, all links followed, so that writing replaces no link."""
+    return path if is_remote(path) else Path(os.path.realpath(path))
+
+
+def check_own(file: Path, begins: str) -> None:
+    """Refuse to overwrite a file that does not begin as what this command writes."""
+    if file.is_dir():
+        raise UserError(f"{file}: this is a directory, where a file is needed; name another place.")
+    if not file.exists():
+        return
+    with file.open("rb") as there:
+        if there.read(len(begins.encode())) != begins.encode():
+            raise UserError(f"{file}: it is there and not by this command; name another place.")
+
+
+def remove_files(directory: Path, *patterns: str) -> None:
+    """Delete the files of a directory that match, and nothing else."""
+    for pattern in patterns:
+        for file in list(directory.glob(pattern)):
+            file.unlink(missing_ok=True)
 
 
 def check_absent(path: str, key: str, sources: Sequence[str]) -> None:
@@ -41,7 +83,7 @@ def check_absent(path: str, key: str, sources: Sequence[str]) -> None:
     target = location(path)
     if not target.exists():
         return
-    if target.resolve() in (Path(source).resolve() for source in sources):
+    if led_to(target) in (led_to(Path(source)) for source in sources):
         raise UserError(f"{key}={path}: it is the source; name another directory.")
     if not target.is_dir() or any(target.iterdir()):
         raise UserError(f"{key}={path}: it is there already; delete it, or name another one.")
@@ -51,7 +93,7 @@ def check_space(target: Path, need: int, said: str) -> None:
     """Refuses, before anything is written, a disk that has too little room for `need` bytes."""
     if is_remote(target):
         return
-    parent = target.absolute().parent
+    parent = led_to(target).parent
     there = next(path for path in (parent, *parent.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < need:
@@ -72,19 +114,19 @@ def naming(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_directory(target: Path, replace: bool = False) -> Iterator[Path]:
+def whole_directory(target: Path, replace: Sequence[str] = ()) -> Iterator[Path]:
     """A directory to fill; it takes its name when the block ends well.
 
     A target that is there by then stays, since another process has made the same one, unless
-    `replace` says that this one is newer.
+    `replace` gives patterns of the names that are ours in it. The others stay in the new one.
     """
     if is_remote(target):
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
             _copy_up(Path(scratch), target)
         return
-    target = Path(os.path.abspath(target))  # "." has no name of its own
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = led_to(target)
+    make_directory(target.parent)
     _remove_abandoned(target)
     partial = _partial(target)
     partial.mkdir()
@@ -95,6 +137,9 @@ def whole_directory(target: Path, replace: bool = False) -> Iterator[Path]:
             older = partial.with_suffix(".older")
             target.rename(older)
             partial.rename(target)
+            for left in older.iterdir():
+                if not any(fnmatch(left.name, own) for own in replace):
+                    left.rename(target / left.name)
             shutil.rmtree(older)
         else:
             try:
@@ -110,7 +155,8 @@ def write_whole(target: Path, content: str | bytes) -> None:
     """Writes a file in one step: readers see the old one or the new one."""
     if isinstance(content, str):
         content = content.encode()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = led_to(target)
+    make_directory(target.parent)
     if is_remote(target):
         target.write_bytes(content)
         return
@@ -150,16 +196,15 @@ def save_array(target: Path, array: np.ndarray) -> None:
     write_whole(target, content.getvalue())
 
 
-def load_array(file: Path) -> np.ndarray:
-    return np.load(io.BytesIO(file.read_bytes()))
-
-
-def remove_directory(target: Path) -> None:
-    """Deletes a directory with all that is in it, if it is there."""
-    if is_remote(target):
-        target.rmtree(missing_ok=True)
-    else:
-        shutil.rmtree(target, ignore_errors=True)
+def load_array(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return what `save_array` wrote, float32; None if it is gone, damaged or of another shape."""
+    head, kind = io.BytesIO(), {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, kind)
+    head = head.getvalue()
+    content = file.read_bytes() if file.is_file() else b""
+    if not content.startswith(head) or len(content) != len(head) + 4 * math.prod(shape):
+        return None
+    return np.frombuffer(content, np.float32, offset=len(head)).reshape(shape).copy()
 
 
 def _partial(target: Path) -> Path:
@@ -168,10 +213,13 @@ def _partial(target: Path) -> Path:
 
 def _remove_abandoned(target: Path) -> None:
     """Deletes what a killed process of this host left of an earlier try."""
-    for left in target.parent.glob(f".{target.name}.{socket.gethostname()}.*.*"):
-        pid = left.suffixes[-2].removeprefix(".")
-        if left.suffix in (".partial", ".older") and pid.isdigit() and not _runs(int(pid)):
-            left.unlink(missing_ok=True) if left.is_file() else shutil.rmtree(left)
+    start = f".{target.name}.{socket.gethostname()}."
+    for left in target.parent.iterdir():
+        pid, _, kind = left.name.removeprefix(start).partition(".")
+        if not left.name.startswith(start) or kind not in ("partial", "older"):
+            continue
+        if pid.isdecimal() and not _runs(int(pid)):  # another process may be deleting it as well
+            left.unlink(missing_ok=True) if left.is_file() else shutil.rmtree(left, True)
 
 
 def _runs(pid: int) -> bool:

@@ -37,12 +37,12 @@ def check(args: Inspect) -> None:
 
 
 def page_file(args: Inspect, config: configs.Training) -> Path:
-    """Where the page goes; ValueError where a directory has its name."""
-    from alignjax.files import location
+    """Where the page goes; UserError where a directory or another file has its name."""
+    from alignjax.files import check_own, location
+    from alignjax.inspection.page import BEGINS
 
     file = location(args.html) if args.html else configs.run_dir(config) / "inspect.html"
-    if file.is_dir():
-        raise UserError(f"--html={file}: this is a directory; name a file in it.")
+    check_own(file, BEGINS)
     return file
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from alignjax import checkpoint, divergence, evaluation, metrics, optim, samples
+from alignjax import checkpoint, divergence, evaluation, lock, metrics, optim, samples
 from alignjax.data.batches import Batch
-from alignjax.files import save_array
+from alignjax.files import load_array, save_array
 from alignjax.models.decoder import Decoder
 from alignjax.processes import is_first, on_first
 from alignjax.progress import clock, phase, say
@@ -48,7 +48,8 @@ def fit(run: Run, state: State, first: int, base: Baseline, manager) -> tuple[St
 def _finish_here(run: Run, state: State, last: int, base: Baseline) -> None:
     """Evaluates where a run was made to end at a step that was saved but not evaluated."""
     file = _scores_file(run, last)
-    if run.held_out and not on_first(file.is_file):
+    shape = (len(run.held_out), run.held_out.sides)
+    if run.held_out and on_first(lambda: load_array(file, shape) is None):
         held_out = evaluate(run, state.result(), last, base)
         lines = metrics.read(run.directory / "metrics.jsonl") if is_first() else []
         known = next((line for line in lines if line["step"] == last), {"step": last})
@@ -79,7 +80,7 @@ def _steps(
         """Reads the pending step's metrics, shows them, and gives the line for the logs."""
         nonlocal mark, marked, waited
         done = pending[0] + 1
-        line = _check(run, pending, state, manager)
+        line = _check(run, base, pending, state, manager)
         if not _is_due(run, done):
             update(done, _note(line))
             return {}
@@ -116,6 +117,7 @@ def _steps(
             saving = saving or (evaluating and bool(config.checkpoint.best))
             if not (evaluating or saving):
                 continue
+            on_first(lambda: lock.check_place(run.directory))
             line, pending = finish(), None
             held_out = {}
             if evaluating:
@@ -124,7 +126,7 @@ def _steps(
             log.write(line | held_out)
             if saving:
                 log.flush()
-                checkpoint.save(manager, state, done, config, held_out or None)
+                checkpoint.save(manager, state, done, config, held_out or None, base.start())
             mark, marked, waited = time.monotonic(), done, 0.0
             if stopping:
                 break
@@ -162,7 +164,7 @@ def evaluate(run: Run, model: Decoder, step: int, base: Baseline) -> dict[str, f
         save_array(_scores_file(run, step), logps)
     found = evaluation.logged(run.stage, logps, base.ref_held_out, run.held_out)
     if config.samples.kl:
-        found |= divergence.metrics(samples.sample(run, model, step, base.weights))
+        found |= divergence.metrics(samples.sample(run, model, step, base.reference))
     return found
 
 
@@ -174,7 +176,7 @@ def _next(batches: Iterator[Batch], rows: int) -> Batch:
     return place_rows(next(batches), rows)
 
 
-def _check(run: Run, pending, state: State, manager) -> dict[str, float]:
+def _check(run: Run, base: Baseline, pending, state: State, manager) -> dict[str, float]:
     """Metrics of a step as numbers; stops the run where they are not finite."""
     index, values = pending
     values = {name: float(value) for name, value in values.items()}
@@ -183,7 +185,7 @@ def _check(run: Run, pending, state: State, manager) -> dict[str, float]:
     good = int(state.step)
     checkpoint.wait(manager, state)
     if manager.latest_step() != good:
-        checkpoint.save(manager, state, good, run.config, None)
+        checkpoint.save(manager, state, good, run.config, None, base.start())
         checkpoint.wait(manager, state)
     ids = np.sort(run.steps.plan.step_items(index))
     config = run.config

@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypedDict
 
 from alignjax import config as configs
+from alignjax import validate
 from alignjax.errors import UserError
 from alignjax.files import is_remote, naming, write_whole
 from alignjax.processes import is_first
@@ -21,6 +22,12 @@ from alignjax.processes import is_first
 TIME_FIELDS = ("tokens_per_second", "data_wait")
 
 _FLUSH_SECONDS = 5  # between writes of TensorBoard's file
+
+
+class _Line(TypedDict):
+    step: Annotated[int, validate.Bound(0)]
+    num_tokens: int
+    tokens_per_second: Annotated[float, validate.Bound(above=0)]
 
 
 class Log(NamedTuple):
@@ -56,7 +63,8 @@ def writing(directory: Path, config: configs.Training, step: int) -> Iterator[Lo
 
 
 def check(config: configs.Training) -> None:
-    """Raises UserError where a log that the run asks for cannot be written."""
+    """Raises UserError where a log that the run asks for cannot be written, or not gone on with."""
+    read(configs.run_dir(config) / "metrics.jsonl")
     if config.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError(
             'wandb is not installed: pip install "alignjax[wandb]", or leave out --wandb.'
@@ -67,16 +75,27 @@ def cut_back(file: Path, step: int) -> None:
     """Drops the lines after a step, and a line cut short, so that a resumed run repeats none."""
     if not file.is_file():
         return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
-    write_whole(file, "".join(kept))
+    lines = zip(file.read_bytes().splitlines(keepends=True), read(file), strict=False)
+    write_whole(file, b"".join(text for text, line in lines if line["step"] <= step))
 
 
 def read(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    """Return the lines of metrics.jsonl, but not a last one cut short; none where it is gone.
+
+    Raises UserError, naming the line, where one is damaged or not of a run.
+    """
+    content, lines = file.read_bytes() if file.is_file() else b"", []
+    for number, text in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+            validate.check(lines[-1], _Line, "")
+            lines[-1]["step"]
+        except (ValueError, KeyError, RecursionError):
+            raise UserError(
+                f"{file}:{number}: this is no line of metrics; mend or delete it, and the same "
+                "command goes on."
+            ) from None
+    return lines
 
 
 @contextmanager

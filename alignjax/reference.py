@@ -11,12 +11,11 @@ import numpy as np
 
 from alignjax.config import Compute
 from alignjax.data.tokenset import TokenSet
-from alignjax.errors import UserError
 from alignjax.evaluation import score
 from alignjax.files import load_array, save_array, write_whole
 from alignjax.models.decoder import Decoder
-from alignjax.processes import from_first, is_first
-from alignjax.weights.source import leaf_name
+from alignjax.processes import from_first, is_first, on_first
+from alignjax.weights.source import checksums, leaf_name
 
 CHUNK = 4096  # items scored between two saves
 
@@ -26,25 +25,13 @@ def fingerprint(model: Decoder) -> str:
     digest = hashlib.sha256(repr(model.config).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         digest.update(f"{leaf_name(path)} {leaf.shape} {leaf.dtype}".encode())
-        digest.update(np.asarray(_checksums(leaf)).tobytes())
+        digest.update(np.asarray(checksums_on_mesh(leaf)).tobytes())
     return digest.hexdigest()[:32]
 
 
 @jax.jit
-def _checksums(leaf: jax.Array) -> jax.Array:
-    """Two sums modulo 2^32 in which every element's bits are weighed by its place.
-
-    Integer sums do not depend on their order, so neither does the result on the sharding.
-    """
-    bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-    place = jnp.zeros((), jnp.uint32)
-    for axis, size in enumerate(leaf.shape):
-        shape = [1] * leaf.ndim
-        shape[axis] = size
-        place = place * jnp.uint32(size) + jnp.arange(size, dtype=jnp.uint32).reshape(shape)
-    mixed = (bits ^ (bits >> 15)) * jnp.uint32(0x2C1B3C6D)
-    odd = place * jnp.uint32(2) + jnp.uint32(1)
-    return jnp.stack([(bits * odd).sum(dtype=jnp.uint32), (mixed * odd).sum(dtype=jnp.uint32)])
+def checksums_on_mesh(leaf: jax.Array) -> jax.Array:
+    return checksums(leaf, jnp)
 
 
 def reference_logps(
@@ -60,36 +47,37 @@ def reference_logps(
 ) -> np.ndarray:
     """Log-probs [items, S] under the reference, for all items or those of `ids`; others are NaN.
 
-    Kept under a fingerprint of weights, tokens, dtype and kernels, looked up by item
-    number, and added to where a later run needs items that earlier ones did not. Items are scored
-    and saved in chunks that depend on their numbers alone, so what is left after a kill packs as it
-    would have.
+    Kept under a fingerprint of all that decides their bits: weights and tokens, and what rounds,
+    which is the machine and how items share batches. What a kill left is gone on with, batch by
+    batch of the same plan.
     """
-    about = {"weights": weights, "tokens": data.key, "dtype": compute.dtype, "version": 4}
-    about |= {"attention": compute.attention, "platform": jax.default_backend()}  # they round
+    wanted = np.arange(len(data)) if ids is None else np.unique(ids)
+    about = {"weights": weights, "tokens": data.key, "version": 5, "jax": jax.__version__}
+    about |= {"items": hashlib.sha256(wanted.tobytes()).hexdigest(), "row_length": row_length}
+    about |= {"rows": rows, "mesh": jax.sharding.get_mesh().axis_sizes, "dtype": compute.dtype}
+    about |= {"attention": compute.attention, "vocab_chunk": compute.vocab_chunk}
+    about |= {"device": jax.devices()[0].device_kind, "platform": jax.default_backend()}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     file = cache / "reference" / f"{key}.npy"
-    known = np.full((len(data), data.sides), np.nan, np.float32)
-    if is_first() and file.is_file():
-        known = load_array(file)
-    known = from_first(known)
-    if known.shape != (len(data), data.sides):
-        raise UserError(
-            f"{file}: it holds log-probs of {known.shape}, but the data are "
-            f"{(len(data), data.sides)}; delete the file."
-        )
-    wanted = np.arange(len(data)) if ids is None else np.unique(ids)
-    missing = wanted[np.isnan(known[wanted]).any(1)]
-    done = len(wanted) - len(missing)
-    for chunk in np.split(missing, np.flatnonzero(np.diff(missing // CHUNK)) + 1):
-        if not len(chunk):
-            break
-        fresh = score(
-            model, data, row_length, rows, compute, chunk, lambda n, done=done: progress(done + n)
-        )
-        known[chunk] = fresh[chunk]
-        done += len(chunk)
-        if is_first():
+    shape = (len(data), data.sides)
+    known = stored_array(file, shape)
+    known = np.full(shape, np.nan, np.float32) if known is None else known
+    saved = 0
+
+    def keep(done: int) -> None:
+        nonlocal saved
+        progress(done)
+        if is_first() and (done - saved >= CHUNK or done == len(wanted)):
             write_whole(file.with_suffix(".json"), json.dumps(about, indent=2))
             save_array(file, known)
-    return known
+            saved = done
+
+    return score(model, data, row_length, rows, compute, wanted, keep, known=known)
+
+
+def stored_array(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return a float32 array that the first process finds in a file; None where it finds none."""
+    found = load_array(file, shape) if is_first() else None
+    if not on_first(lambda: found is not None):
+        return None
+    return from_first(np.zeros(shape, np.float32) if found is None else found)

@@ -29,7 +29,8 @@ def show(run: Run, base: Baseline, before: list[dict], after: list[dict], export
     for name in ("step 0", f"step {steps}", "change [95 % interval]"):
         table.add_column(name, justify="right", overflow="fold")
     if run.held_out:
-        final = load_array(run.directory / "eval" / f"step-{steps}.npy")
+        shape = (len(run.held_out), run.held_out.sides)
+        final = load_array(run.directory / "eval" / f"step-{steps}.npy", shape)
         start, end = (
             evaluation.item_terms(run.stage, logps, base.ref_held_out, run.held_out)
             for logps in (base.logps_held_out, final)
@@ -72,14 +73,14 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     lines = [
         line
         for line in metrics.read(run.directory / "metrics.jsonl")
-        if "tokens_per_second" in line
+        if "tokens_per_second" in line and "num_tokens" in line
     ]
     tokens = np.diff([0] + [line["num_tokens"] for line in lines])
     seconds = sum(n / line["tokens_per_second"] for n, line in zip(tokens, lines, strict=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return [
-        ("useful tokens a second in training", f"{tokens.sum() / seconds:.0f}"),
+        ("useful tokens a second in training", f"{tokens.sum() / max(seconds, 1e-9):.0f}"),
         ("tokens trained on", f"{tokens.sum()}"),
         ("peak memory of the process", f"{peak / 2**30:.2f} GiB"),
     ]

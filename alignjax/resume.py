@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from alignjax import config as configs
+from alignjax import validate
 from alignjax.data.packing import Plan, plan_training
+from alignjax.data.sources import path_names
 from alignjax.errors import UserError
-from alignjax.files import write_whole
+from alignjax.files import led_to, location, write_whole
 from alignjax.models.families import from_hf
+from alignjax.weights.card import read_settings
 from alignjax.weights.safetensors import read_config
 from alignjax.weights.source import Source, decoder_config
 
@@ -38,6 +41,37 @@ FREE = (
     "export",
 )
 _LENGTH = ("batch.epochs", "batch.max_steps")
+# What a run writes into its directory, besides .lock.
+_WRITTEN = ("config.json", "metrics.jsonl", "wandb_id", "model", "export", "checkpoints")
+_WRITTEN += ("tensorboard", "baseline", "samples", "eval", "bad_rows")
+_READ = ("model.path", "model.chat_template", "reference.path", "data.path", "data.eval_path")
+
+
+def check_directory(config: configs.Training, directory: Path) -> None:
+    """Refuse a directory in which a run would overwrite what no run wrote, or what it reads.
+
+    A run's directory has its config.json. Where there is none, nothing that a run writes may be
+    there but empty directories, which may be links to a larger disk.
+    """
+    if (directory / "config.json").exists():
+        read_settings(directory)
+    else:
+        for path in (directory / name for name in _WRITTEN):
+            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                raise UserError(
+                    f"{path}: a run would overwrite it, but {directory} is no run's (it has no "
+                    "config.json); choose another --run_dir."
+                )
+    written = {led_to(directory / name): directory / name for name in _WRITTEN}
+    for key, text in _keys(config).items():
+        for name in path_names(text) if key in _READ and text else ():
+            place = led_to(location(name))
+            for inside in (place, *place.parents):
+                if inside in written:
+                    raise UserError(
+                        f"{key}={name}: the run would overwrite it as {written[inside]}; choose "
+                        "another --run_dir."
+                    )
 
 
 def check_settings(config: configs.Training, directory: Path, step: int) -> None:
@@ -46,22 +80,23 @@ def check_settings(config: configs.Training, directory: Path, step: int) -> None
     Raises UserError with every key that differs, its value then and now. The length of the run
     may change where the learning rate does not depend on it.
     """
-    file = directory / "config.json"
-    if not step or not file.is_file():
+    if not step:
         return
-    then, now = configs.flat(json.loads(file.read_text())), _keys(config)
+    then, now = configs.flat(read_settings(directory)), _keys(config)
     differs = [
         key
         for key in dict.fromkeys([*then, *now])
-        if then.get(key) != now.get(key) and not _is_free(key)
+        if (key not in then or key not in now or then[key] != now[key]) and not _is_free(key)
     ]
     optimizer = config.optimizer
     constant = optimizer.schedule == "constant" and optimizer.warmup_ratio == 0
     if constant:
-        differs = [key for key in differs if key not in _LENGTH]
+        differs = [key for key in differs if key not in _LENGTH or key not in then]
     if not differs:
         return
-    changes = "; ".join(f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in differs)
+    there, here = ({k: repr(v) for k, v in keys.items()} for keys in (then, now))
+    unset = "not a setting"  # of another version of alignjax
+    changes = "; ".join(f"{k} was {there.get(k, unset)}, is {here.get(k, unset)}" for k in differs)
     more = ""
     if set(differs) & set(_LENGTH):
         more = (
@@ -96,13 +131,13 @@ def check_length(
     epoch_items: np.ndarray,
 ) -> None:
     """Refuses a run of another length whose steps so far would have been other ones."""
-    file = directory / "config.json"
-    if not step or not file.is_file():
+    if not step:
         return
-    then = configs.flat(json.loads(file.read_text()))
+    then = configs.flat(read_settings(directory))
     if all(then[key] == _keys(config)[key] for key in _LENGTH):
         return
     batch = replace(config.batch, **{key.partition(".")[2]: then[key] for key in _LENGTH})
+    validate.check(batch, configs.Batch, f"{directory}/config.json", "batch")
     older = plan_training(lengths, batch, config.seed, epoch_items)
     if len(plan) < step:
         raise UserError(

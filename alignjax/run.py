@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from alignjax import companions, evaluation, optim, reference
+from alignjax import companions, evaluation, lock, optim, reference
 from alignjax import config as configs
 from alignjax.data.batches import PackedSteps, packed_steps
 from alignjax.data.chat import load_tokenizer, special_ids
@@ -20,7 +20,7 @@ from alignjax.data.summary import list_bad_rows, show_rows
 from alignjax.data.tokens import token_set
 from alignjax.data.tokenset import TokenSet
 from alignjax.errors import UserError
-from alignjax.files import load_array, remove_directory, whole_directory
+from alignjax.files import read_json, remove_files, whole_directory
 from alignjax.models.decoder import Decoder
 from alignjax.processes import in_turn, is_first, on_first
 from alignjax.progress import phase, say
@@ -28,7 +28,7 @@ from alignjax.resume import check_length, check_model, check_settings, record
 from alignjax.reward_source import reward_source
 from alignjax.sharding import axis_size, check_divides, local_rows
 from alignjax.stages import Stage, stage_of
-from alignjax.weights.card import model_card
+from alignjax.weights.card import model_card, read_settings
 from alignjax.weights.fetch import open_model
 from alignjax.weights.loading import load
 from alignjax.weights.safetensors import save_companions
@@ -43,6 +43,7 @@ class Run:
     stage: Stage
     directory: Path
     source: Source
+    reference: Source  # another one only where reference.path names it
     tokenizer: object
     train: TokenSet
     held_out: TokenSet  # empty where no row is held out
@@ -89,9 +90,14 @@ class Baseline:
     """What is known of the model before training, kept in the run directory for a resumed run."""
 
     weights: str  # the model's fingerprint
+    reference: str  # the reference's
     ref_train: np.ndarray | None  # float32 [items, S]
     ref_held_out: np.ndarray | None
     logps_held_out: np.ndarray | None  # or rewards, of the model before its first step
+
+    def start(self) -> dict[str, str]:
+        """What each checkpoint says of the weights that the run began with."""
+        return {"weights": self.weights, "reference": self.reference}
 
 
 def prepare(config: configs.Training, step: int) -> Run:
@@ -129,6 +135,16 @@ def planned(config: configs.Training, weights: bool = True) -> Run:
         else:
             _check_speaks(source)
         check_divides(decoder_config(source).dimensions())
+        other = source
+        if isinstance(config, configs.DPO) and (path := config.reference.path):
+            other = in_turn(lambda: open_model(path, cache, "reference.path", weights))
+            _check_speaks(other)
+            check_divides(decoder_config(other).dimensions())
+            if load_tokenizer(other.tokenizer_dir).get_vocab() != tokenizer.get_vocab():
+                raise UserError(
+                    f"reference.path={path}: its tokenizer has other tokens than that of "
+                    f"{source.path}; name a model with the same tokenizer."
+                )
 
     def tokenized(held_out: bool) -> TokenSet:
         with phase("tokenizing " + ("held-out rows" if held_out else "training rows")) as update:
@@ -139,7 +155,8 @@ def planned(config: configs.Training, weights: bool = True) -> Run:
     train, held_out = (in_turn(partial(tokenized, held_out)) for held_out in (False, True))
     sets = {"training": train, "held out": held_out}
     show_rows(config.data, sets)
-    check_vocabulary(source, tokenizer, sets)
+    for model in (source, other):
+        check_vocabulary(model, tokenizer, sets)
     check_sets(sets, config.batch.row_length)
     if not len(train):
         raise UserError(
@@ -165,6 +182,7 @@ def planned(config: configs.Training, weights: bool = True) -> Run:
         stage,
         configs.run_dir(config),
         source,
+        other,
         tokenizer,
         train,
         held_out,
@@ -178,7 +196,7 @@ def _check_speaks(source: Source) -> None:
     if decoder_config(source).scored:
         raise UserError(
             f"{source.path}: this is a reward model, which has no head that gives words; name a "
-            "language model as model.path."
+            "language model."
         )
 
 
@@ -212,10 +230,11 @@ def check_sets(sets: dict[str, TokenSet], row_length: int) -> None:
 def _begin(run: Run) -> None:
     """Records what is trained; clears what a start under other settings left."""
     config, directory = run.config, run.directory
-    file = directory / "config.json"
-    if file.is_file() and json.loads(file.read_text()) != configs.to_dict(config):
-        for name in ("baseline", "samples", "eval", "tensorboard"):
-            remove_directory(directory / name)
+    there = (directory / "config.json").is_file()
+    if there and read_settings(directory) != configs.to_dict(config):
+        written = ("baseline/*.npy", "baseline/about.json", "samples/step-*.json")
+        written += ("eval/step-*.npy", "tensorboard/events.out.tfevents.*")
+        remove_files(directory, *written)
     record(config, directory)
     list_bad_rows(directory, run.sets())
     save_companions(run.source, directory / "model", run.companions())
@@ -261,39 +280,59 @@ def load_shown(source: Source) -> Decoder:
         return jax.block_until_ready(load(watched(source, update)))
 
 
-def baseline(run: Run, model: Decoder, weights: str) -> Baseline:
+def load_reference(run: Run, start: dict[str, str]) -> tuple[Decoder, str]:
+    """Load the reference, and return it with its fingerprint.
+
+    Raises UserError where `start` has another one.
+    """
+    model = load_shown(run.reference)
+    weights = reference.fingerprint(model)
+    if start.get("reference", weights) != weights:
+        raise UserError(
+            f"{run.reference.path}: it no longer holds the weights that are this run's reference; "
+            "bring them back, and the same command goes on."
+        )
+    return model, weights
+
+
+def baseline(run: Run, model: Decoder, weights: str, start: dict[str, str]) -> Baseline:
     """Scores the model before training, as it is scored later, and keeps the result.
 
-    `weights` is the model's fingerprint.
+    `weights` is the model's fingerprint; `start` is what a checkpoint of this run says of it.
     """
-    config = run.config
+    config, policy, ref_weights = run.config, model, weights
     ref_train = ref_held_out = logps = None
     score_args = (config.batch.row_length, run.rows, config.compute)
+    if run.reference is not run.source:
+        model, ref_weights = load_reference(run, start)
     if run.stage.needs_reference:
         cache = configs.cache_dir(config)
         planned = np.unique(run.steps.plan.items)
         with phase("reference log-probs, training", len(planned)) as update:
             ref_train = reference.reference_logps(
-                model, weights, run.train, *score_args, cache, planned, update
+                model, ref_weights, run.train, *score_args, cache, planned, update
             )
         if run.held_out:
             with phase("reference log-probs, held out", len(run.held_out)) as update:
                 ref_held_out = reference.reference_logps(
-                    model, weights, run.held_out, *score_args, cache, None, update
+                    model, ref_weights, run.held_out, *score_args, cache, None, update
                 )
+    if ref_weights == weights:
         logps = ref_held_out  # before its first step the policy is the reference
-    elif run.held_out:
+    del model
+    if run.held_out and logps is None:
         with phase("scoring held-out rows", len(run.held_out)) as update:
             logps = evaluation.score(
-                model, run.held_out, *score_args, progress=update, scores=run.stage.scores
+                policy, run.held_out, *score_args, progress=update, scores=run.stage.scores
             )
-    found = Baseline(weights, ref_train, ref_held_out, logps)
+    found = Baseline(weights, ref_weights, ref_train, ref_held_out, logps)
+    on_first(lambda: lock.check_place(run.directory))
     if is_first():
-        with whole_directory(_baseline_dir(run), replace=True) as partial:
+        with whole_directory(_baseline_dir(run), ("*.npy", _ABOUT)) as partial:
             for name in _ARRAYS:
                 if (array := getattr(found, name)) is not None:
                     np.save(partial / f"{name}.npy", array)
-            about = {"tokens": _token_keys(run), "weights": weights}
+            about = {"tokens": _token_keys(run)} | found.start()
             (partial / _ABOUT).write_text(json.dumps(about))
     return found
 
@@ -305,19 +344,40 @@ def is_complete(run: Run, base: Baseline | None) -> bool:
     return not np.isnan(base.ref_train[np.unique(run.steps.plan.items)]).any()
 
 
-def stored_baseline(run: Run) -> Baseline | None:
-    """The baseline that an earlier start of this run kept, or None."""
+def stored_baseline(run: Run, start: dict[str, str]) -> Baseline | None:
+    """The baseline that an earlier start of this run kept, or None where it is not whole.
+
+    Raises UserError where it is of other data, or of other weights than the checkpoint's `start`.
+    """
     directory = _baseline_dir(run)
-    if not on_first(lambda: (directory / _ABOUT).is_file()):
+
+    def read() -> dict | None:
+        try:
+            about = read_json(directory / _ABOUT)
+        except UserError:
+            return None  # it is made again
+        if about.get("tokens") != _token_keys(run):
+            raise UserError(
+                f"{run.directory}: it belongs to a run on other data; choose another --run_dir, or "
+                "delete it."
+            )
+        if any(about.get(key) != value for key, value in start.items()):
+            raise UserError(
+                f"{directory}: it is of other weights than this run began with; delete it, and it "
+                "is made again."
+            )
+        return about
+
+    if (about := on_first(read)) is None:
         return None
-    about = json.loads((directory / _ABOUT).read_text())
-    if about["tokens"] != _token_keys(run):
-        raise UserError(
-            f"{run.directory}: it belongs to a run on other data; choose another --run_dir, or "
-            "delete it."
-        )
-    arrays = {file.stem: load_array(file) for file in directory.glob("*.npy")}
-    return Baseline(about["weights"], *(arrays.get(name) for name in _ARRAYS))
+    arrays, compared = [], run.stage.needs_reference
+    for name, data in zip(_ARRAYS, (run.train, run.held_out, run.held_out), strict=True):
+        shape = (len(data), data.sides)
+        arrays.append(reference.stored_array(directory / f"{name}.npy", shape))
+        needed = data and (compared or name == "logps_held_out")
+        if needed and arrays[-1] is None:
+            return None
+    return Baseline(about.get("weights", ""), about.get("reference", ""), *arrays)
 
 
 def _baseline_dir(run: Run) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -10,7 +11,8 @@ from alignjax.data.chat import render
 from alignjax.data.columns import Side
 from alignjax.data.rows import Example
 from alignjax.data.tokens import examples
-from alignjax.files import write_whole
+from alignjax.errors import UserError
+from alignjax.files import read_json, write_whole
 from alignjax.generation.native import generate
 from alignjax.models.decoder import Decoder
 from alignjax.processes import is_first, on_first
@@ -19,12 +21,30 @@ from alignjax.rules import follows, is_rule
 from alignjax.run import Run
 
 
+class _Answer(TypedDict):
+    prompt: str
+    answer: str
+    follows: bool
+    log_ratio: float
+    tokens: int
+
+
 def stored(run: Run, step: int) -> list[dict] | None:
-    """The answers that an earlier start of this run kept, [] where none are asked for, or None."""
+    """The answers that an earlier start of this run kept, [] where none are asked for, or None.
+
+    Those that are damaged are made again.
+    """
     if not run.config.samples.prompts:
         return []
-    file = _file(run, step)
-    return on_first(lambda: json.loads(file.read_text("utf-8")) if file.is_file() else None)
+
+    def read() -> list[dict] | None:
+        try:
+            found = read_json(_file(run, step), list[_Answer])
+        except UserError:
+            return None
+        return found if all({"prompt", "answer"} <= one.keys() for one in found) else None
+
+    return on_first(read)
 
 
 def sample(run: Run, model: Decoder, step: int, weights: str) -> list[dict]:

@@ -2,11 +2,29 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
 from jax.experimental import multihost_utils
+
+from alignjax.command import STOPPED
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """In the block Ctrl-C ends the process: arrays are read in threads, which crash at its end."""
+
+    def end(number, frame) -> None:
+        print(STOPPED, file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    older = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, older)
 
 
 @contextmanager

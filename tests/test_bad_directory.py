@@ -7,13 +7,26 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import hf_config, tiny_config, write_model, write_pairs
 from refusals import LAYERS, ended
-from running import arguments, environment, launch, metrics_of, scripted, untimed
+from running import (
+    arguments,
+    environment,
+    finish,
+    launch,
+    metrics_of,
+    scripted,
+    slowly,
+    start,
+    untimed,
+    wait_for,
+)
 
 from alignjax import lock
 
@@ -140,17 +153,182 @@ def test_a_second_run(run, trained):
     )
 
 
-def test_a_checkpoint_that_is_damaged(root, trained):
-    damaged = trained / "checkpoints/5"
-    files = [file for file in (damaged / "state").rglob("*") if "/d/" in str(file)]
+def cut_short(checkpoint: Path) -> None:
+    files = [file for file in (checkpoint / "state").rglob("*") if "/d/" in str(file)]
     largest = max(files, key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:100])
+
+
+def saved_otherwise(checkpoint: Path) -> None:
+    """Its arrays can be read and have the right shapes, but are not those that were saved."""
+    shutil.rmtree(checkpoint / "state")
+    shutil.copytree(checkpoint.with_name("1") / "state", checkpoint / "state")
+
+
+@pytest.mark.parametrize("damage", [cut_short, saved_otherwise])
+def test_a_checkpoint_that_is_damaged(root, whole, trained, damage):
+    """The one before is taken, and what was damaged is kept beside it."""
+    damaged = trained / "checkpoints/5"
+    damage(damaged)
+    before = contents(damaged)
+    for source in (trained, damaged):
+        args = ["--src", source, "--dst", trained / "converted"]
+        command = [sys.executable, "-m", "alignjax.convert", *map(str, args)]
+        done = launch(command, environment(root / "cache"), check=False)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"error: {damaged}/state: ")
+        assert not (trained / "converted").exists()
+    command, env = arguments(root, trained, *STEPS), environment(root / "cache", 8)
+    done = launch(command, env)
+    assert f"\n{damaged}: the checkpoint cannot be read (" in done.stdout
+    assert f"going on from step 4 of {trained}\n" in done.stdout and not done.stderr
+    (aside,) = (trained / "checkpoints").glob("5.damaged-*")
+    assert contents(aside) == before
+    assert untimed(trained) == untimed(whole)
+    exported = "export/model.safetensors"
+    assert (trained / exported).read_bytes() == (whole / exported).read_bytes()
+
+
+def test_all_checkpoints_are_damaged(root, trained):
+    for step in range(1, 5):
+        shutil.rmtree(trained / f"checkpoints/{step}")
+    cut_short(trained / "checkpoints/5")
     before = contents(trained)
     done = launch(arguments(root, trained, *STEPS), environment(root / "cache", 8), check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: {damaged}: the checkpoint cannot be read (")
-    assert done.stderr.endswith("; delete it, and the run goes on from step 4.\n")
+    assert done.stderr.startswith(f"error: {trained}/checkpoints/5: the checkpoint cannot be read")
+    assert done.stderr.endswith("; delete it, and the run starts again.\n")
     assert contents(trained) == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b"cut", b"[]"])
+@pytest.mark.parametrize(
+    "name", ["baseline/about.json", "baseline/ref_train.npy", "baseline/logps_held_out.npy"]
+)
+def test_a_baseline_that_is_damaged_is_made_again(run, whole, trained, name, content):
+    before, file = contents(trained), trained / name
+    file.write_bytes(content) if content is not None else file.unlink()
+    assert run(trained, *STEPS) == (0, "")
+    assert file.read_bytes() == before[name]
+    assert untimed(trained) == untimed(whole)
+
+
+def test_a_baseline_of_other_weights_is_refused(run, trained, root, tmp_path):
+    write_model(tmp_path / "model", tiny_config(layers=LAYERS), seed=1)
+    other = (*STEPS, f"--model.path={tmp_path / 'model'}")
+    assert run(tmp_path / "other", *other, "--batch.max-steps=1") == (0, "")
+    shutil.rmtree(trained / "baseline")
+    assert "of other weights than" in refused(run, trained, *other)
+    shutil.copytree(tmp_path / "other/baseline", trained / "baseline")
+    assert refused(run, trained).startswith(f"{trained}/baseline: it is of other weights than")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": ', '{"step": "1"}', "{"])
+def test_a_line_of_metrics_that_is_damaged(run, trained, text):
+    file = trained / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines[:2], f"{text}\n", *lines[2:]]))
+    assert refused(run, trained).startswith(f"{file}:3: this is no line of metrics; ")
+
+
+@pytest.mark.parametrize("name", ["eval/step-6.npy", "metrics.jsonl"])
+def test_a_run_at_its_end_evaluates_again_what_is_damaged(run, whole, tmp_path, name):
+    ended = Path(shutil.copytree(whole, tmp_path / "ended"))
+    (ended / name).unlink() if name.endswith("l") else (ended / name).write_bytes(b"x")
+    assert run(ended, *STEPS) == (0, "")
+    assert (ended / "eval/step-6.npy").read_bytes() == (whole / "eval/step-6.npy").read_bytes()
+
+
+def test_what_a_user_puts_into_a_run_stays(run, whole, tmp_path):
+    """The export is written again by a finished run, and a start under other settings clears."""
+    ended = Path(shutil.copytree(whole, tmp_path / "ended"))
+    names = ("export/quantized.gguf", "eval/notes.txt", "samples/mine/x", "baseline/y")
+    for name in names:
+        (ended / name).parent.mkdir(parents=True, exist_ok=True)
+        (ended / name).write_text("precious")
+    assert run(ended, *STEPS) == (0, "")
+    shutil.rmtree(ended / "checkpoints")
+    assert run(ended, *STEPS, "--beta=0.5") == (0, "")
+    assert [(ended / name).read_text() for name in names] == ["precious"] * len(names)
+
+
+def test_a_directory_that_is_no_run_is_left_as_it_is(run, tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "mine").write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    code, said = run(tmp_path)
+    assert code == 2 and said.startswith(f"error: {tmp_path}/export: ") and said.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_export_may_be_a_link_to_a_larger_disk(run, whole, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/export").symlink_to(tmp_path / "disk")
+    assert run(tmp_path / "run", *STEPS) == (0, "")
+    assert (tmp_path / "run/export").is_symlink() and (tmp_path / "disk/config.json").is_file()
+
+
+def test_a_directory_that_is_moved_while_a_run_goes_on(root, tmp_path):
+    command = slowly(arguments(root, tmp_path / "run", "--checkpoint.every=2", "--batch.epochs=20"))
+    (running,) = start(command, environment(root / "cache"), 1, tmp_path / "logs")
+    wait_for(running, "step 3/")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    codes, (said,) = finish([running])
+    assert codes == [2] and f"error: {tmp_path}/run: it was moved" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_while_a_checkpoint_is_restored(root, trained, tmp_path):
+    script = (
+        "import os, signal, sys, threading; from alignjax import checkpoint, command, train; "
+        "restore = checkpoint.restore; checkpoint.restore = lambda *a: (threading.Timer("
+        "0.02, os.kill, (os.getpid(), signal.SIGINT)).start(), [restore(*a) for _ in range(999)]); "
+        "sys.exit(command.run(train.main))"
+    )
+    command = scripted(arguments(root, trained, *STEPS), script)
+    done = launch(command, environment(root / "cache"), check=False)
+    assert done.returncode == 130 and done.stderr.startswith("stopped: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_another_reference(run, root, tmp_path):
+    """Its log-probs count, it has its own width, and a resumed run has the same."""
+    sizes = tiny_config(layers=LAYERS, mlp_size=128)
+    for name, seed in (("wide", 1), ("wider", 2)):
+        write_model(tmp_path / name, sizes, seed=seed)
+    options = (*STEPS, f"--reference.path={tmp_path / 'wide'}")
+    assert run(tmp_path / "run", *options) == (0, "")
+    data_logps = np.load(tmp_path / "run/baseline/ref_train.npy")
+    as_policy = ("--batch.max-steps=1", f"--model.path={tmp_path / 'wide'}", "--batch.epochs=2")
+    assert run(tmp_path / "policy", *STEPS, *as_policy) == (0, "")
+    expected = np.load(tmp_path / "policy/baseline/ref_train.npy")
+    real = ~np.isnan(expected)
+    np.testing.assert_allclose(data_logps[real], expected[real], rtol=1e-5)
+    lines = metrics_of(tmp_path / "run")
+    assert abs(lines[0]["eval_loss"] - math.log(2)) > 1e-3
+    assert abs(lines[1]["loss"] - math.log(2)) > 1e-3
+    again = Path(shutil.copytree(tmp_path / "run", tmp_path / "again"))
+    shutil.rmtree(again / "checkpoints/6")
+    (again / "baseline/ref_train.npy").unlink()
+    write_model(tmp_path / "wide", sizes, seed=2)
+    assert "wide: it no longer holds the weights" in refused(run, again, *options)
+    other = f"--reference.path={tmp_path / 'wider'}"
+    assert "reference.path was " in refused(run, again, *STEPS, other)
+    write_model(tmp_path / "wide", sizes, seed=1)
+    assert run(again, *options) == (0, "")
+    assert untimed(again) == untimed(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["reward", "tokens"])
+def test_a_reference_that_does_not_belong(run, tmp_path, kind):
+    write_model(tmp_path / "other", tiny_config(layers=LAYERS, scored=kind == "reward"))
+    if kind == "tokens":
+        file = tmp_path / "other/tokenizer.json"
+        file.write_text(file.read_text().replace("<|im_start|>", "<|start|>"))
+    code, said = run(tmp_path / "run", f"--reference.path={tmp_path / 'other'}")
+    assert code == 2 and said.count("\n") == 1
+    assert f"{tmp_path / 'other'}: " in said and "name a" in said
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import mesh, tiny_config
 
-from alignjax import evaluation, reference
+from alignjax import evaluation, files, reference
 from alignjax.config import DPO, RM, SFT, Compute
 from alignjax.data.tokenset import TokenSet, in_memory
 from alignjax.models import decoder
@@ -147,25 +147,57 @@ def test_longer_wins_counts_ties_half():
     assert evaluation.longer_wins(data) == pytest.approx(0.5)  # one right, one wrong, one tie
 
 
-def test_the_reference_is_computed_once_and_added_to(model, tmp_path, monkeypatch):
+@pytest.fixture
+def batches(monkeypatch):
+    """The items of each batch that is scored."""
+    scored, original = [], evaluation.score_step
+
+    def counted(model, batch, **more):
+        scored.append(np.asarray(batch.items)[np.asarray(batch.items) > 0].tolist())
+        return original(model, batch, **more)
+
+    monkeypatch.setattr(evaluation, "score_step", counted)
+    return scored
+
+
+def test_the_reference_is_computed_once(model, tmp_path, batches):
     data, weights = pairs(), reference.fingerprint(model)
     args = (weights, data, 48, 2, F32, tmp_path)
     some = reference.reference_logps(model, *args, np.array([2, 5]))
     assert np.flatnonzero(~np.isnan(some).any(1)).tolist() == [2, 5]
-    asked = []
-
-    def counted(*arguments):
-        asked.append(arguments[5].tolist())
-        return evaluation.score(*arguments)
-
-    monkeypatch.setattr(reference, "score", counted)
     whole = reference.reference_logps(model, *args)
-    again = reference.reference_logps(model, *args)
-    assert asked == [[0, 1, 3, 4, 6, 7, 8]]
-    np.testing.assert_array_equal(whole, again)
-    np.testing.assert_array_equal(whole[[2, 5]], some[[2, 5]])
-    other = reference.reference_logps(model, "other weights", *args[1:])
-    assert len(asked) == 2 and np.isfinite(other).all()
+    count = len(batches)
+    assert reference.reference_logps(model, *args).tobytes() == whole.tobytes()
+    assert len(batches) == count
+    reference.reference_logps(model, "other weights", *args[1:])
+    assert len(batches) > count
+
+
+def test_the_reference_is_scored_as_if_nobody_had_used_its_cache(model, tmp_path, batches):
+    """Other runs, a kill between two batches, and damage change no batch that is scored."""
+    data, weights = pairs(), reference.fingerprint(model)
+
+    def logps(cache, row_length=48, rows=2, compute=F32, **more):
+        return reference.reference_logps(
+            model, weights, data, row_length, rows, compute, tmp_path / cache, **more
+        )
+
+    whole, fresh = logps("fresh"), [*batches]
+    assert len(fresh) > 1
+    logps("used", ids=np.array([1, 4]))
+    logps("used", row_length=64)
+    logps("used", rows=1)
+    logps("used", compute=replace(F32, vocab_chunk=16))
+    batches.clear()
+    assert logps("used").tobytes() == whole.tobytes() and batches == fresh
+
+    (file,) = (tmp_path / "fresh/reference").glob("*.npy")
+    half = whole.copy()
+    half[np.array(sum(fresh[1:], [])) - 1] = np.nan
+    for content, left in ((half, fresh[1:]), (whole[:5], fresh)):
+        files.save_array(file, content)
+        batches.clear()
+        assert logps("fresh").tobytes() == whole.tobytes() and batches == left
 
 
 def test_the_fingerprint_is_of_the_bits_and_not_of_the_mesh(model):

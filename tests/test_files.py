@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignjax import files
+from alignjax import config, files
+from alignjax.errors import UserError
 from alignjax.files import load_array, save_array, whole_directory, write_whole
 
 
@@ -30,9 +31,11 @@ def test_directory_takes_its_name_at_the_end(tmp_path):
 def test_directory_replaces_an_older_one_whole(tmp_path):
     target = tmp_path / "b"
     for name in ("old", "new"):
-        with whole_directory(target, replace=True) as partial:
+        with whole_directory(target, ("old", "n*")) as partial:
             (partial / name).write_text(name)
-    assert names(target) == ["new"]
+        (target / "mine").mkdir(exist_ok=True)
+        (target / "mine" / name).write_text("precious")
+    assert names(target) == ["mine", "new"] and names(target / "mine") == ["new", "old"]
     assert names(tmp_path) == ["b"]
 
 
@@ -49,7 +52,7 @@ def test_directory_keeps_the_older_one_on_an_exception(tmp_path):
     target = tmp_path / "b"
     with whole_directory(target) as partial:
         (partial / "old").write_text("1")
-    with pytest.raises(RuntimeError), whole_directory(target) as partial:
+    with pytest.raises(RuntimeError), whole_directory(target, ("old",)) as partial:
         (partial / "new").write_text("1")
         raise RuntimeError
     assert (names(tmp_path), names(target)) == (["b"], ["old"])
@@ -98,6 +101,67 @@ def test_directory_starts_empty_after_a_killed_try_of_the_same_pid(tmp_path):
     assert (names(tmp_path), names(target)) == (["b"], ["x"])
 
 
+@pytest.mark.parametrize("dangling", [False, True])
+def test_links_are_followed_and_stay(tmp_path, dangling):
+    other = tmp_path / "disk"
+    other.mkdir()
+    for name in ("b", "f"):
+        (tmp_path / name).symlink_to(other / name)
+    if not dangling:
+        (other / "b").mkdir()
+        (other / "f").write_text("old")
+    with whole_directory(tmp_path / "b", ("x",)) as partial:
+        (partial / "x").write_text("1")
+        assert partial.parent == other
+    write_whole(tmp_path / "f", "new")
+    assert all((tmp_path / name).is_symlink() for name in ("b", "f"))
+    assert (other / "b" / "x").read_text() == "1" and (other / "f").read_text() == "new"
+    assert names(other) == ["b", "f"] and names(tmp_path) == ["b", "disk", "f"]
+
+
+@pytest.mark.parametrize("name", ["a**b", "a[b]", "?"])
+def test_names_are_no_patterns(tmp_path, name):
+    left = tmp_path / f".{name}.{socket.gethostname()}.{dead_pid()}.partial"
+    left.write_text("1")
+    write_whole(tmp_path / name, "x")
+    with whole_directory(tmp_path / "d" / name) as partial:
+        (partial / "x").write_text("1")
+    assert names(tmp_path) == sorted(["d", name]) and names(tmp_path / "d") == [name]
+
+
+def test_a_file_of_another_kind_is_not_overwritten(tmp_path):
+    file = tmp_path / "f"
+    files.check_own(file, '{"place"')
+    for text in ("", '{"p', '{"prompt": 1}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match=f"{file}: .*name another"):
+            files.check_own(file, '{"place"')
+    file.write_text('{"place": 1}')
+    files.check_own(file, '{"place"')
+    with pytest.raises(UserError, match="directory"):
+        files.check_own(tmp_path, "")
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/x", "x://y"])
+def test_a_place_that_cannot_be(path):
+    with pytest.raises(UserError, match=path):
+        files.location(path)
+
+
+def test_a_directory_that_cannot_be_made():
+    with pytest.raises(UserError, match="/proc/x/y: .*name another place"):
+        files.make_directory(Path("/proc/x/y"))
+
+
+def test_no_home_is_asked_for_only_where_it_is_needed(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("ALIGNJAX_CACHE", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert config.cache_dir(config.DPO(data=config.Data(cache_dir="c"))) == Path("c")
+    with pytest.raises(UserError, match="home"):
+        config.cache_dir(config.DPO())
+
+
 def test_write_whole_replaces(tmp_path):
     target = tmp_path / "a" / "f.json"
     write_whole(target, "old")
@@ -134,8 +198,17 @@ def test_write_whole_keeps_the_older_text_and_leaves_nothing_behind(tmp_path):
 def test_an_array_is_read_back(tmp_path):
     array = np.array([[1.5, np.nan], [-0.0, 3]], np.float32)
     save_array(tmp_path / "a" / "x.npy", array)
-    assert load_array(tmp_path / "a" / "x.npy").tobytes() == array.tobytes()
-    assert np.load(tmp_path / "a" / "x.npy").tobytes() == array.tobytes()
+    file = tmp_path / "a" / "x.npy"
+    assert load_array(file, (2, 2)).tobytes() == np.load(file).tobytes() == array.tobytes()
+    content = file.read_bytes()
+    assert load_array(file, (4, 1)) is None
+    np.save(file, array.astype(np.float64))
+    assert load_array(file, (2, 2)) is None
+    for damaged in (b"", b"x", content[:-1], content[:70], content + b"1"):
+        file.write_bytes(damaged)
+        assert load_array(file, (2, 2)) is None
+    file.unlink()
+    assert load_array(file, (2, 2)) is None
 
 
 def test_a_directory_for_an_object_store_arrives_with_its_config_last(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Two runs in one directory: the second is refused while the first one lives, and not after."""
 
+import fcntl
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 from running import ROOT
 
 from alignjax import lock
+from alignjax.errors import UserError
 
 HOLD = "import pathlib, sys, time; from alignjax import lock\n"
 HOLD += "with lock.held(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -53,6 +55,40 @@ def test_a_block_that_ends_lets_go(tmp_path):
         pass
     with lock.held(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("said", ["", "{", "[]", '{"pid": "x"}', '{"other": 1}'])
+def test_an_owner_that_says_nothing_is_refused_all_the_same(tmp_path, said):
+    with (tmp_path / ".lock").open("w") as file:
+        file.write(said)
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=f"{tmp_path}: another run.*choose another"):
+            with lock.held(tmp_path):
+                pass
+
+
+def test_a_lock_of_something_else_stays(tmp_path):
+    (tmp_path / ".lock").write_text("precious")
+    with pytest.raises(UserError, match=r"\.lock: .*choose another --run_dir"):
+        with lock.held(tmp_path):
+            pass
+    assert (tmp_path / ".lock").read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", ["moved", "replaced"])
+def test_a_directory_that_goes_while_it_is_held_is_noticed(tmp_path, kind):
+    here = tmp_path / "run"
+    with lock.held(here):
+        lock.check_place(here)
+        assert lock.owner(here) == json.loads((here / ".lock").read_text())["run"]
+        here.rename(tmp_path / "moved")
+        if kind == "replaced":
+            here.mkdir()
+        with pytest.raises(UserError, match=f"{here}: .*bring it back"):
+            lock.check_place(here)
+        assert lock.owner(here) == ""  # as another host would see it
+    assert here.exists() == (kind == "replaced")
 
 
 @pytest.fixture

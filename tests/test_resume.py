@@ -1,5 +1,6 @@
 """A resumed run: which settings may change, and what is said of those that may not."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,15 @@ import pytest
 from alignjax import config as configs
 from alignjax.config import DPO, Batch, Mesh, Optimizer
 from alignjax.data.packing import plan_training
-from alignjax.resume import FREE, check_length, check_settings, record
+from alignjax.errors import UserError
+from alignjax.resume import (
+    _WRITTEN,
+    FREE,
+    check_directory,
+    check_length,
+    check_settings,
+    record,
+)
 
 CONFIG = DPO(batch=Batch(pairs=4, epochs=2), optimizer=Optimizer(learning_rate=1e-3))
 CONSTANT = replace(CONFIG, optimizer=Optimizer(schedule="constant", warmup_ratio=0))
@@ -65,10 +74,67 @@ def test_every_differing_key_is_told(tmp_path):
         check_settings(config, tmp_path, 3)
 
 
-def test_nothing_is_compared_before_the_first_checkpoint_or_without_a_record(tmp_path):
-    check_settings(replace(CONFIG, beta=0.5), tmp_path, 3)
+def test_nothing_is_compared_before_the_first_checkpoint(tmp_path):
     record(CONFIG, tmp_path)
     check_settings(replace(CONFIG, beta=0.5), tmp_path, 0)
+
+
+@pytest.mark.parametrize("then", ["older", "newer"])
+def test_a_record_of_another_version(tmp_path, then):
+    settings = configs.to_dict(CONFIG)
+    settings |= {"gamma": 2} if then == "newer" else {}
+    if then == "older":
+        del settings["batch"]["epochs"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    key = "gamma was 2, is not a" if then == "newer" else "batch.epochs was not a setting, is 2"
+    with pytest.raises(UserError, match=key):
+        check_settings(CONFIG, tmp_path, 3)
+
+
+def test_a_length_of_another_type(tmp_path):
+    settings = configs.to_dict(CONSTANT)
+    settings["batch"]["epochs"] = "2"
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    lengths = np.full(16, 10)
+    plan = plan_training(lengths, CONSTANT.batch, 0)
+    with pytest.raises(UserError, match=r"config\.json: batch\.epochs='2'"):
+        check_length(CONSTANT, tmp_path, 3, plan, lengths, np.arange(16))
+
+
+@pytest.mark.parametrize("name", _WRITTEN)
+def test_a_directory_that_is_no_run_keeps_what_it_has(tmp_path, name):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    if name != "config.json":
+        check_directory(CONFIG, tmp_path)
+    (tmp_path / "elsewhere" / "mine").touch()
+    with pytest.raises(UserError, match=f"{tmp_path}.*{name}.*"):
+        check_directory(CONFIG, tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text('{"my": "project"}')
+    with pytest.raises(UserError, match=f"{tmp_path}/{name}: .*choose another --run_dir"):
+        check_directory(CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", '{"name": ', "[]", "null", '{"name": 1}', '{"model": "x"}'])
+def test_a_config_that_is_no_runs(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json: "):
+        check_directory(CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["model.path", "data.path", "data.eval_path", "reference.path"])
+def test_what_a_run_reads_is_not_what_it_writes(tmp_path, key):
+    record(CONFIG, tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "mine").symlink_to(tmp_path / "model")
+    check_directory(changed(CONFIG, key, str(tmp_path / "other")), tmp_path)
+    check_directory(changed(CONFIG, key, str(tmp_path)), tmp_path)
+    for inside in ("export", "checkpoints/3", "samples/*.json", "mine", "mine/x"):
+        with pytest.raises(UserError, match=f"{key}={tmp_path}/.*choose another --run_dir"):
+            check_directory(changed(CONFIG, key, f"{tmp_path}/{inside}"), tmp_path)
 
 
 def test_a_constant_schedule_may_be_longer(tmp_path):

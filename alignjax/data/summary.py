@@ -8,7 +8,7 @@ from rich.table import Table
 from alignjax.config import Data
 from alignjax.data import sources
 from alignjax.data.tokenset import TokenSet
-from alignjax.files import remove_directory, write_whole
+from alignjax.files import remove_files, write_whole
 from alignjax.progress import console
 
 
@@ -42,7 +42,7 @@ def show_rows(data: Data, sets: dict[str, TokenSet], parts: Sequence[bool] = (Fa
 
 def list_bad_rows(directory: Path, sets: dict[str, TokenSet]) -> None:
     """Writes what was skipped, and why, into `bad_rows/` of the run directory, and says where."""
-    remove_directory(directory / "bad_rows")
+    remove_files(directory / "bad_rows", "training.jsonl", "held_out.jsonl")
     for name, part in sets.items():
         if part.bad_rows_file:
             listing = directory / "bad_rows" / f"{name.replace(' ', '_')}.jsonl"

@@ -29,14 +29,15 @@ pre { font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wr
 text { font: 11px system-ui, sans-serif; fill: currentColor }
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a browser fetches nothing for it
+BEGINS = "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'/>\n"
+BEGINS += f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>'
 
 
 def page(found: Contents, first: FirstBatch | None) -> str:
     """The whole file. It is XML as well, so that a parser can check it."""
     counts = [[what, *values] for what, values in found.counts.items()]
     parts = [
-        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'/>",
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>',
+        BEGINS,
         f"<title>{_text(found.title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{_text(found.title)}</h1>",
         *(f"<p>{_text(line)}</p>" for line in found.lines),

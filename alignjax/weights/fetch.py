@@ -50,7 +50,7 @@ def open_model(name: str, cache: Path, key: str = "model.path", weights: bool = 
             raise UserError(f"{key}={name}: a file must be a .gguf file; else a directory.")
         return gguf.open_gguf(path, cache)
     if path.is_dir():
-        return orbax.open_orbax(path) if orbax.is_orbax(path) else directory(path)
+        return orbax.open_orbax(path, weights) if orbax.is_orbax(path) else directory(path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return directory(_snapshot(name, key, weights))
     raise UserError(

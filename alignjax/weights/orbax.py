@@ -12,7 +12,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -20,14 +20,15 @@ from alignjax.errors import UserError
 from alignjax.files import is_remote, read_json
 from alignjax.models.families import TENSORS, from_hf, tensor_names
 from alignjax.models.shapes import is_stacked, true_shape
-from alignjax.weights.card import model_card
+from alignjax.processes import is_first
+from alignjax.weights.card import model_card, read_settings
 from alignjax.weights.safetensors import (
     dtype_named,
     has_weights,
     read_config,
     with_dtype,
 )
-from alignjax.weights.source import Source, Stored, decoder_config
+from alignjax.weights.source import Source, Stored, checksums, decoder_config, row_blocks
 from alignjax.weights.tensorfile import DTYPES, read_bytes
 
 _COMMIT = "_CHECKPOINT_METADATA"  # Orbax's note that a checkpoint is whole
@@ -59,7 +60,7 @@ def _is_step(path: Path) -> bool:
     return (path / "state").is_dir() or (path.name.isdigit() and path.parent.name == "checkpoints")
 
 
-def open_orbax(path: Path) -> Source:
+def open_orbax(path: Path, weights: bool = True) -> Source:
     """A model directory, a run (its latest checkpoint) or one checkpoint of it as a `Source`.
 
     Only slices of the model's own leaves are read. Raises UserError, naming the file, where
@@ -70,7 +71,10 @@ def open_orbax(path: Path) -> Source:
     own_dtypes = _read_commit(place.checkpoint)
     model = from_hf(config, str(path)) if place.prefix else None
     tensors, where = {}, {}
-    for leaf, array in _open_arrays(place).items():
+    arrays = _open_arrays(place)
+    if place.prefix and weights and is_first():
+        _check_sums(place, arrays)
+    for leaf, array in arrays.items():
         dtype = array.dtype.numpy_dtype
         if dtype not in DTYPES.values():
             known = ", ".join(kind.name for kind in DTYPES.values())
@@ -100,6 +104,28 @@ def open_orbax(path: Path) -> Source:
     if place.prefix:  # a run trains in float32, whatever the config of its first weights says
         config = with_dtype(config, next(iter(tensors.values())).dtype.name)
     return Source(place.checkpoint if place.prefix else path, config, tensors, read, place.beside)
+
+
+class _Config(TypedDict):
+    about: dict
+
+
+def _check_sums(place: _Place, arrays: dict) -> None:
+    """Refuse a run's checkpoint whose arrays are not as they were saved."""
+    file = place.checkpoint / "config" / "metadata"
+    saved = read_json(file, _Config).get("about", {}).get("checksums", {}) if file.is_file() else {}
+    for leaf, (name, _) in _specs(place).items():
+        array, sums = arrays[leaf], np.zeros(2, np.uint32)
+        for index in row_blocks(array.shape, array.dtype.numpy_dtype.itemsize):
+            if name not in saved:
+                break
+            try:
+                part = array[index].read().result()
+            except (ValueError, OSError) as error:
+                raise UserError(_damaged(place.arrays, name, error)) from None
+            sums += checksums(part, np, index[0].start * math.prod(array.shape[1:]))
+        if saved.get(name, sums.tolist()) != sums.tolist():
+            raise UserError(_damaged(place.arrays, name, ValueError("it is not as it was saved")))
 
 
 class _Plain(NamedTuple):
@@ -151,10 +177,10 @@ def chunk_name(numbers: tuple[int, ...], dimensions: int) -> str:
 
 def run_card(source: Source) -> dict[str, str]:
     """README.md of a model that a run has trained, as file name -> text; else nothing."""
-    file = source.tokenizer_dir.parent / "config.json"
-    if source.path.parent.name != "checkpoints" or not file.is_file():
+    run = source.tokenizer_dir.parent
+    if source.path.parent.name != "checkpoints" or not (run / "config.json").is_file():
         return {}
-    return {"README.md": model_card(read_json(file), decoder_config(source).scored)}
+    return {"README.md": model_card(read_settings(run), decoder_config(source).scored)}
 
 
 def _place(path: Path) -> _Place:

@@ -16,7 +16,7 @@ from alignjax.models.families import tensor_names
 from alignjax.models.shapes import is_stacked, leaf_shapes
 from alignjax.processes import is_first
 from alignjax.weights.orbax import array_spec, chunk_name
-from alignjax.weights.safetensors import part, stored_dtype, write_companions
+from alignjax.weights.safetensors import WRITTEN, part, stored_dtype, write_companions
 from alignjax.weights.source import SLAB, Source, ahead, decoder_config
 from alignjax.weights.tensorfile import write_file
 from alignjax.weights.together import at_once, share, shared_directory
@@ -42,7 +42,7 @@ def write_model(source: Source, target: Path, dtype: str) -> Path:
     one is read; several processes share the slabs out.
     """
     targets = targets_of(source, dtype)
-    with shared_directory(target) as directory:
+    with shared_directory(target, WRITTEN) as directory:
         weights = (directory / "weights").absolute()
         write_metadata(weights, source, targets, dtype)
         at_once(lambda: create_arrays(weights, targets) if is_first() else None)

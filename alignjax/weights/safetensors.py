@@ -45,6 +45,8 @@ COMPANIONS = (
     "chat_template.json",
     "generation_config.json",
 )
+# What is written into a model directory, of which an older one loses no other file.
+WRITTEN = (*COMPANIONS, "config.json", "README.md", "model*.safetensors*", "weights")
 
 
 def open_directory(path: Path) -> Source:
@@ -156,7 +158,7 @@ def export(
         for name in chain(*files.values()):  # takes part in gathering each tensor
             whole(name)
         return target
-    with whole_directory(target, replace=True) as directory:
+    with whole_directory(target, WRITTEN) as directory:
         for file, names in files.items():
             parts = (as_stored(source, name, whole(name), dtype) for name in names)
             write_file(directory / file, chain([header_for(source, names, dtype)], parts))
@@ -184,7 +186,7 @@ def write_directory(
             header = header_for(source, files[file], dtype)
             write_file(directory / file, chain([header], ahead(parts(files[file]))))
 
-    with shared_directory(target) as directory:
+    with shared_directory(target, WRITTEN) as directory:
         at_once(lambda: write(directory))
         if is_first():
             write_beside(source, directory, files, dtype, beside)
@@ -266,10 +268,10 @@ def write_beside(
 def save_companions(source: Source, target: Path, beside: dict[str, str] | None = None) -> Path:
     """Keeps config.json and the tokenizer files of a source in a directory of their own.
 
-    A run keeps them beside its checkpoints, which hold arrays alone. What the target held goes.
+    A run keeps them beside its checkpoints, which hold arrays alone.
     `beside` as in `write_companions`.
     """
-    with whole_directory(target, replace=True) as directory:
+    with whole_directory(target, WRITTEN) as directory:
         write_companions(source, directory, "source", beside)
     return target
 

@@ -8,7 +8,6 @@ to the disk when it likes what a process has written and ended.
 """
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 
 from alignjax import lock
-from alignjax.files import is_remote, naming, whole_directory, write_whole
+from alignjax.files import is_remote, led_to, naming, whole_directory, write_whole
 from alignjax.processes import first_holds, is_first, on_first
 from alignjax.weights.disk import Writer
 from alignjax.weights.layout import Layout, Part, write_part
@@ -149,9 +148,10 @@ def unfinished(target: Path, about: dict) -> Iterator[Unfinished]:
     """
     check_alone(target)
     if is_remote(target):
-        with whole_directory(target, replace=True) as at, tempfile.TemporaryDirectory() as notes:
+        with whole_directory(target) as at, tempfile.TemporaryDirectory() as notes:
             yield Unfinished(at, Path(notes), False)
         return
+    target = led_to(target)
     place = _place(target)
     with first_holds(lambda: lock.held(place, "--out")):
         goes_on = on_first(lambda: _left(place, about))
@@ -166,7 +166,7 @@ def unfinished(target: Path, about: dict) -> Iterator[Unfinished]:
 
 
 def _place(target: Path) -> Path:
-    target = Path(os.path.abspath(target))
+    target = led_to(target)
     return target.with_name(f".{target.name}.unfinished")
 
 

@@ -1,6 +1,6 @@
 """What several processes do at the same time: read, and write one directory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -61,19 +61,19 @@ def check_alone(target: Path) -> None:
 
 
 @contextmanager
-def shared_directory(target: Path) -> Iterator[Path]:
+def shared_directory(target: Path, replace: Sequence[str]) -> Iterator[Path]:
     """`whole_directory` for all processes: each of them fills the same one.
 
     It takes its name when every process has ended the block. Work that can fail on one process
     alone belongs in `at_once`.
     """
     if jax.process_count() == 1:
-        with whole_directory(target, replace=True) as directory:
+        with whole_directory(target, replace) as directory:
             yield directory
         return
     check_alone(target)
     with ExitStack() as stack:
-        whole = partial(whole_directory, target, replace=True)
+        whole = partial(whole_directory, target, replace)
         yield Path(on_first(lambda: str(stack.enter_context(whole()))))
         in_turn(lambda: None)  # all have written
     on_first(lambda: None)  # it has its name
