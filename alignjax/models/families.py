@@ -1,11 +1,60 @@
 """Hugging Face's config.json and tensor names <-> ours: what makes a family of models its own."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+from alignjax import validate
 from alignjax.errors import UserError
 from alignjax.models.rope import RopeScaling
 from alignjax.models.shapes import DecoderConfig
+from alignjax.validate import Bound
+
+Size = Annotated[int, Bound(1, 1 << 24)]
+Layers = Annotated[int, Bound(1, 4096)]
+Positive = Annotated[float, Bound(above=0)]
+
+
+class _Rope(TypedDict):
+    type: str
+    rope_type: str
+    rope_theta: Positive | None
+    factor: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
+    original_max_position_embeddings: Positive
+
+
+class Generation(TypedDict):
+    """What is read of generation_config.json."""
+
+    eos_token_id: int | list[int] | None
+
+
+class Config(Generation):
+    """What is read of config.json."""
+
+    architectures: list[str] | None
+    model_type: str
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    num_key_value_heads: Size | None
+    head_dim: Size | None
+    hidden_act: str
+    hidden_activation: str | None
+    rms_norm_eps: Positive
+    tie_word_embeddings: bool
+    rope_theta: Positive | None
+    rope_scaling: _Rope | None
+    rope_parameters: _Rope | None
+    sliding_window: Size | None
+    layer_types: list[str] | None
+    id2label: dict | None
+    num_labels: Size | None
+    pad_token_id: int | None
+
 
 # Our leaf -> Hugging Face's tensor; {} is the layer. Both are [out, in]: no leaf is transposed.
 TENSORS = {
@@ -110,6 +159,7 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
     Keys that change nothing are passed over. Raises UserError for an architecture, or a value,
     that this decoder does not compute.
     """
+    validate.check(hf, Config, where)
     family = FAMILIES.get(hf.get("model_type"))
     if family is None:
         known = ", ".join(map(repr, FAMILIES))
@@ -126,22 +176,24 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
     if activation != family.defaults["hidden_act"]:
         raise _refusal(where, "hidden_act", activation, repr(family.defaults["hidden_act"]))
     theta, scaling = _rope(hf, where)
+    scored = _scored(hf, where)
     try:
-        heads = hf["num_attention_heads"]
+        heads, kv_heads, head_dim = _heads(hf, where)
         return DecoderConfig(
             vocab_size=hf["vocab_size"],
             hidden_size=hf["hidden_size"],
             layers=hf["num_hidden_layers"],
             heads=heads,
-            kv_heads=hf.get("num_key_value_heads") or heads,
-            head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
             mlp_size=hf["intermediate_size"],
             rope_theta=theta,
             norm_eps=hf.get("rms_norm_eps", 1e-6),
             tied_head=hf["tie_word_embeddings"],
             rope_scaling=scaling,
             window=_window(hf, where),
-            scored=_scored(hf, where),
+            scored=scored,
+            pad_id=hf.get("pad_token_id") if scored else None,
             **family.own,
         )
     except KeyError as error:
@@ -151,17 +203,33 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
 def with_score(hf: dict) -> dict:
     """A language model's config.json as that of a reward model on the same decoder."""
     architecture = FAMILIES[hf["model_type"]].architecture.replace(_WORDS, _SCORES)
-    return hf | {"architectures": [architecture], **_ONE_LABEL}
+    kept = {key: hf[key] for key in hf if key not in ("num_labels", "problem_type")}
+    return kept | {"architectures": [architecture], **_ONE_LABEL}
+
+
+def _heads(hf: dict, where: str) -> tuple[int, int, int]:
+    """The heads of queries and of keys, and their size."""
+    width, heads = hf["hidden_size"], hf["num_attention_heads"]
+    kv_heads = hf.get("num_key_value_heads") or heads
+    head_dim = hf.get("head_dim") or width // heads
+    if heads % kv_heads:
+        raise _refusal(where, "num_key_value_heads", kv_heads, f"what divides {heads} heads")
+    if not hf.get("head_dim") and width % heads:
+        raise _refusal(where, "num_attention_heads", heads, f"what divides hidden_size={width}")
+    if head_dim % 2:
+        raise _refusal(where, "head_dim", head_dim, "even numbers")
+    return heads, kv_heads, head_dim
 
 
 def _scored(hf: dict, where: str) -> bool:
     """Whether it is a reward model: a classifier of one label."""
     scored = any(name.endswith(_SCORES) for name in hf.get("architectures") or [])
-    labels = len(hf.get("id2label") or ()) or 2  # two is what transformers takes it to be
+    names = hf.get("id2label")
+    labels = hf.get("num_labels") or (2 if names is None else len(names))  # as transformers does
     if scored and labels != 1:
         raise UserError(
             f"{where}: it classifies into {labels} labels, which is not supported; supported: 1, "
-            "the score of a reward model."
+            "the score of a reward model (one without id2label needs num_labels: 1 in config.json)."
         )
     return scored
 
@@ -172,7 +240,7 @@ def _refusal(where: str, key: str, value, known: str) -> UserError:
 
 def _rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
     """Theta and scaling, from transformers 5's `rope_parameters` or the older two keys."""
-    new, old = (_rope_keys(hf.get(key)) for key in ("rope_parameters", "rope_scaling"))
+    new, old = (_rope_keys(hf, key, where) for key in ("rope_parameters", "rope_scaling"))
     if hf.get("rope_theta"):
         old["rope_theta"] = hf["rope_theta"]
     for key in new.keys() & old.keys():
@@ -192,23 +260,23 @@ def _rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
             case "linear":
                 return theta, RopeScaling("linear", float(rope["factor"]))
             case "llama3":
-                return theta, RopeScaling(
-                    "llama3",
-                    float(rope["factor"]),
-                    float(rope["low_freq_factor"]),
-                    float(rope["high_freq_factor"]),
-                    rope["original_max_position_embeddings"],
-                )
+                low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+                if high <= low:
+                    raise _refusal(where, "high_freq_factor", high, f"more than {low}")
+                length = rope["original_max_position_embeddings"]
+                return theta, RopeScaling("llama3", float(rope["factor"]), low, high, length)
     except KeyError as error:
         raise UserError(f"{where}: its rope scaling {kind!r} lacks the key {error}.") from None
     raise _refusal(where, "rope_type", kind, "'default' or 'linear' or 'llama3'")
 
 
-def _rope_keys(given: dict | None) -> dict:
+def _rope_keys(hf: dict, key: str, where: str) -> dict:
     """One of the two dicts with its kind under `rope_type`, which older files call `type`."""
+    given = dict(hf.get(key) or {})
     if not given:
         return {}
-    given = dict(given)
+    if any(isinstance(value, dict) for value in given.values()):
+        raise _refusal(where, key, given, "one for layers of all kinds")
     return {"rope_type": given.pop("type", "default")} | given
 
 
