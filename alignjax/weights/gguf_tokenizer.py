@@ -4,11 +4,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
+from alignjax import validate
 from alignjax.errors import UserError
 from alignjax.files import whole_directory
 
-_CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's types of tokens that the text is split at
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # llama.cpp's types of tokens that the text is split at
 
 # How byte-level tokenizers split a text into words before they merge, by llama.cpp's name for it.
 # The expressions are those of the models' own tokenizer.json files.
@@ -25,11 +27,65 @@ SPLITS = {
 }
 
 
+_IDS = {f"ggml.{role}_token_id": int for role in ("bos", "eos", "eot", "unknown", "padding")}
+_Tokenizer = TypedDict(
+    "_Tokenizer",
+    {
+        "chat_template": str,
+        "ggml.model": str,
+        "ggml.pre": str,
+        "ggml.tokens": list[str],
+        "ggml.token_type": list[int],
+        "ggml.scores": list[float],
+        "ggml.merges": list[str],
+        "ggml.add_bos_token": bool,
+        "ggml.add_eos_token": bool,
+        "ggml.add_space_prefix": bool,
+        **_IDS,
+    },
+)
+# What llama.cpp takes where a SentencePiece file does not say it.
+_SENTENCEPIECE = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+_SENTENCEPIECE |= {"add_bos_token": True}
+
+
+def check_tokenizer(meta: dict, path: Path) -> None:
+    """Refuses a tokenizer's metadata of wrong types or lengths; adds what llama.cpp would."""
+    start = "tokenizer."
+    found = {key.removeprefix(start): meta[key] for key in meta if key.startswith(start)}
+    # An array is of one type throughout.
+    first = {key: one[:1] if isinstance(one, list) else one for key, one in found.items()}
+    validate.check(first, _Tokenizer, str(path), "tokenizer")
+    byte_level = found.get("ggml.model") == "gpt2"
+    for key in ("ggml.model", "ggml.tokens", *(["ggml.merges"] if byte_level else [])):
+        if key not in found:
+            raise UserError(f"{path}: the metadata lacks the key '{start}{key}'.")
+    count = len(found["ggml.tokens"])
+    if found["ggml.model"] == "llama":
+        meta |= {f"{start}ggml.{k}": v for k, v in _SENTENCEPIECE.items()} | meta
+        meta.setdefault(f"{start}ggml.scores", [0.0] * count)
+    elif found.get("ggml.pre") in ("llama-bpe", "tekken") and "ggml.bos_token_id" in found:
+        meta.setdefault(f"{start}ggml.add_bos_token", True)
+    types = meta.setdefault(f"{start}ggml.token_type", [_NORMAL] * count)
+    for key, many in (("token_type", types), ("scores", meta.get(f"{start}ggml.scores", types))):
+        if len(many) != count:
+            raise UserError(
+                f"{path}: {start}ggml.{key} has {len(many)} entries for {count} tokens."
+            )
+    for key in _IDS:
+        number = meta.get(start + key, 0)
+        if not 0 <= number < count:
+            raise UserError(f"{path}: {start}{key}={number}, but there are {count} tokens.")
+    for role in ("bos", "eos"):
+        if meta.get(f"{start}ggml.add_{role}_token") and f"{start}ggml.{role}_token_id" not in meta:
+            raise UserError(f"{path}: the metadata lacks the key '{start}ggml.{role}_token_id'.")
+
+
 def tokenizer_dir(meta: dict, path: Path, cache: Path) -> Path:
     """Writes tokenizer files as transformers reads them, once, and names their directory."""
     arch = meta["general.architecture"]
     wanted = {name: value for name, value in meta.items() if name.startswith("tokenizer.")}
-    key = hashlib.sha256(json.dumps([arch, wanted], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([2, arch, wanted], sort_keys=True).encode()).hexdigest()[:16]
     target = cache / "tokenizers" / key
     if target.is_dir():
         return target
@@ -42,7 +98,7 @@ def tokenizer_dir(meta: dict, path: Path, cache: Path) -> Path:
         if meta.get(f"tokenizer.ggml.{ours}_token_id") is not None
     }
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(meta, path),
+        tokenizer_object=_with_ends(build_tokenizer(meta, path), meta),
         clean_up_tokenization_spaces=False,
         model_max_length=meta[f"{arch}.context_length"],
         **named,
@@ -58,6 +114,24 @@ def tokenizer_dir(meta: dict, path: Path, cache: Path) -> Path:
         tokenizer.save_pretrained(directory)
         (directory / "generation_config.json").write_text(json.dumps(generation, indent=2))
     return target
+
+
+def _with_ends(tokenizer, meta: dict):
+    """The tokenizer, which begins or ends every text with BOS or EOS if the metadata says so."""
+    from tokenizers.processors import TemplateProcessing
+
+    roles = [role for role in ("bos", "eos") if meta.get(f"tokenizer.ggml.add_{role}_token")]
+    ids = {role: meta[f"tokenizer.ggml.{role}_token_id"] for role in roles}
+    names = {
+        role: [tokenizer.id_to_token(ids[role])] if role in ids else [] for role in ("bos", "eos")
+    }
+    if roles:
+        tokenizer.post_processor = TemplateProcessing(
+            single=[*names["bos"], "$A", *names["eos"]],
+            pair=[*names["bos"], "$A", *names["eos"], *names["bos"], "$B", *names["eos"]],
+            special_tokens=[(names[role][0], ids[role]) for role in roles],
+        )
+    return tokenizer
 
 
 def build_tokenizer(meta: dict, path: Path):
@@ -100,7 +174,15 @@ def _byte_level(meta: dict, path: Path):
     else:
         raise _refusal(path, f"tokenizer 'gpt2' with pre-tokenizer {name!r}")
     vocab = {token: i for i, token in enumerate(meta["tokenizer.ggml.tokens"])}
-    merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
+    merges = []
+    for i, merge in enumerate(meta["tokenizer.ggml.merges"]):
+        one, _, other = merge.partition(" ")
+        if not {one, other, one + other} <= vocab.keys():
+            raise UserError(
+                f"{path}: tokenizer.ggml.merges[{i}]={merge!r}: it must be two tokens that make a "
+                "third, with a space between them."
+            )
+        merges.append((one, other))
     # Llama 3 takes a word that is a token as that token, whatever its merges would give.
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=name == "llama-bpe"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
