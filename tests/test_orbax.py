@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -235,8 +234,8 @@ def test_no_damage_to_arrays_goes_unnoticed(written):
                     assert array.shape == stored.shape
             except ValueError as error:
                 text = str(error)
-                assert text.startswith(f"{weights}") and "\n" not in text
-                assert re.search(r"cannot be read \(|no such file|not JSON", text)
+                assert text.startswith(f"{weights}: ") and "\n" not in text
+                assert " cannot be read (" in text and text.endswith("copy the checkpoint again.")
                 refused += 1
             file.write_bytes(content)
     assert refused >= 6  # _METADATA, the manifest, the tree and the chunks; not each process's own
@@ -310,9 +309,8 @@ def test_a_model_directory_without_config(written):
         (orbax._COMMIT, [], {"custom_metadata": [1]}, "custom_metadata"),
         (orbax._COMMIT, [], {"custom_metadata": {"dtypes": {"x": "float64"}}}, "dtypes.x"),
         (orbax._COMMIT, [], {"custom_metadata": {"dtypes": ["float32"]}}, "dtypes"),
-        ("_METADATA", [], {"tree_metadata": [1]}, "tree_metadata"),
-        ("_METADATA", [], {"use_ocdbt": "no"}, "use_ocdbt"),
-        ("_METADATA", ["tree_metadata"], {"x": {"key_metadata": 5}}, "tree_metadata.x"),
+        ("_METADATA", [], {"tree_metadata": [1]}, "_METADATA cannot be read"),
+        ("_METADATA", ["tree_metadata"], {"x": {"key_metadata": 5}}, "_METADATA cannot be read"),
         ("_METADATA", ["tree_metadata"], {"x": {"key_metadata": [{}]}}, "_METADATA"),
         ("blocks.q/.zarray", [], {"shape": [], "chunks": []}, "blocks.q cannot be read"),
         (

@@ -12,16 +12,15 @@ from alignjax.validate import Bound
 Size = Annotated[int, Bound(1, 1 << 24)]
 Layers = Annotated[int, Bound(1, 4096)]
 Positive = Annotated[float, Bound(above=0)]
-
-
-class _Rope(TypedDict):
-    type: str
-    rope_type: str
-    rope_theta: Positive | None
-    factor: Positive
-    low_freq_factor: Positive
-    high_freq_factor: Positive
-    original_max_position_embeddings: Positive
+_FACTORS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_Rope = TypedDict(
+    "_Rope",
+    {"type": str, "rope_type": str, "rope_theta": Positive | None}
+    | dict.fromkeys(_FACTORS, Positive),
+)
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
+_SIZES_OR_NULL = ("num_key_value_heads", "head_dim", "sliding_window", "num_labels")
+_NAMES = ("architectures", "layer_types")
 
 
 class Generation(TypedDict):
@@ -30,31 +29,18 @@ class Generation(TypedDict):
     eos_token_id: int | list[int] | None
 
 
-class Config(Generation):
-    """What is read of config.json."""
-
-    architectures: list[str] | None
-    model_type: str
-    vocab_size: Size
-    hidden_size: Size
-    intermediate_size: Size
-    num_hidden_layers: Layers
-    num_attention_heads: Size
-    num_key_value_heads: Size | None
-    head_dim: Size | None
-    hidden_act: str
-    hidden_activation: str | None
-    rms_norm_eps: Positive
-    tie_word_embeddings: bool
-    rope_theta: Positive | None
-    rope_scaling: _Rope | None
-    rope_parameters: _Rope | None
-    sliding_window: Size | None
-    layer_types: list[str] | None
-    id2label: dict | None
-    num_labels: Size | None
-    pad_token_id: int | None
-
+# What is read of config.json.
+Config = TypedDict(
+    "Config",
+    dict.fromkeys(_SIZES, Size)
+    | dict.fromkeys(_SIZES_OR_NULL, Size | None)
+    | dict.fromkeys(_NAMES, list[str] | None)
+    | dict.fromkeys(("rope_scaling", "rope_parameters"), _Rope | None)
+    | {"num_hidden_layers": Layers, "rms_norm_eps": Positive, "rope_theta": Positive | None}
+    | {"model_type": str, "hidden_act": str, "hidden_activation": str | None}
+    | {"tie_word_embeddings": bool, "id2label": dict | None, "pad_token_id": int | None}
+    | Generation.__annotations__,
+)
 
 # Our leaf -> Hugging Face's tensor; {} is the layer. Both are [out, in]: no leaf is transposed.
 TENSORS = {
@@ -116,35 +102,20 @@ FAMILIES = {
 }
 
 # Keys that change the mathematics in some decoder or other, and the values that leave it as it is.
-_NEUTRAL: dict[str, tuple] = {
-    "attention_bias": (False, None),
-    "attention_multiplier": (None,),
-    "attention_out_bias": (False, None),
-    "attn_logit_softcapping": (None,),
-    "auto_map": (None,),
-    "clip_qkv": (None,),
-    "embedding_multiplier": (None, 1),
-    "final_logit_softcapping": (None,),
-    "logit_scale": (None, 1),
-    "logits_scaling": (None, 1),
-    "mlp_bias": (False, None),
-    "mlp_only_layers": (None, []),
-    "no_rope_layers": (None, []),
-    "num_experts": (None, 0),
-    "num_local_experts": (None, 0),
-    "partial_rotary_factor": (None, 1),
-    "quantization_config": (None,),
-    "query_pre_attn_scalar": (None,),
-    "residual_multiplier": (None, 1),
-    "rope_interleaved": (None, False),
-    "rope_local_base_freq": (None,),
-    "scale_depth": (None, 1),
-    "scale_emb": (None, 1),
-    "sliding_window_pattern": (None,),
-    "use_bidirectional_attention": (None, False),
-    "use_qk_norm": (None, False),
-    "use_sliding_window": (None, False),
-}
+_OFF = ("attention_bias", "attention_out_bias", "mlp_bias", "rope_interleaved")
+_OFF += ("use_bidirectional_attention", "use_qk_norm", "use_sliding_window")
+_ONE = ("embedding_multiplier", "logit_scale", "logits_scaling", "partial_rotary_factor")
+_ONE += ("residual_multiplier", "scale_depth", "scale_emb")
+_ABSENT = ("attention_multiplier", "attn_logit_softcapping", "auto_map", "clip_qkv")
+_ABSENT += ("final_logit_softcapping", "quantization_config", "query_pre_attn_scalar")
+_ABSENT += ("rope_local_base_freq", "sliding_window_pattern")
+_NEUTRAL: dict[str, tuple] = (
+    dict.fromkeys(_OFF, (False, None))
+    | dict.fromkeys(_ONE, (None, 1))
+    | dict.fromkeys(_ABSENT, (None,))
+    | dict.fromkeys(("mlp_only_layers", "no_rope_layers"), (None, []))
+    | dict.fromkeys(("num_experts", "num_local_experts"), (None, 0))
+)
 
 
 def tensor_names(leaf: str, layers: int) -> list[str]:
@@ -178,14 +149,11 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
     theta, scaling = _rope(hf, where)
     scored = _scored(hf, where)
     try:
-        heads, kv_heads, head_dim = _heads(hf, where)
         return DecoderConfig(
             vocab_size=hf["vocab_size"],
             hidden_size=hf["hidden_size"],
             layers=hf["num_hidden_layers"],
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
+            **_heads(hf, where),
             mlp_size=hf["intermediate_size"],
             rope_theta=theta,
             norm_eps=hf.get("rms_norm_eps", 1e-6),
@@ -207,18 +175,17 @@ def with_score(hf: dict) -> dict:
     return kept | {"architectures": [architecture], **_ONE_LABEL}
 
 
-def _heads(hf: dict, where: str) -> tuple[int, int, int]:
-    """The heads of queries and of keys, and their size."""
+def _heads(hf: dict, where: str) -> dict[str, int]:
     width, heads = hf["hidden_size"], hf["num_attention_heads"]
-    kv_heads = hf.get("num_key_value_heads") or heads
-    head_dim = hf.get("head_dim") or width // heads
+    kv_heads, head_dim = hf.get("num_key_value_heads") or heads, hf.get("head_dim")
     if heads % kv_heads:
         raise _refusal(where, "num_key_value_heads", kv_heads, f"what divides {heads} heads")
-    if not hf.get("head_dim") and width % heads:
+    if not head_dim and width % heads:
         raise _refusal(where, "num_attention_heads", heads, f"what divides hidden_size={width}")
+    head_dim = head_dim or width // heads
     if head_dim % 2:
         raise _refusal(where, "head_dim", head_dim, "even numbers")
-    return heads, kv_heads, head_dim
+    return {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
 
 
 def _scored(hf: dict, where: str) -> bool:

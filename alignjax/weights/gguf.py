@@ -1,6 +1,6 @@
 """Reading GGUF files of llama.cpp: weights, tokenizer and chat template, without torch.
 
-The format's own package, `gguf`, dequantizes.
+The format's own package, `gguf`, parses the file and dequantizes.
 """
 
 from functools import lru_cache
@@ -13,7 +13,6 @@ from alignjax import validate
 from alignjax.errors import UserError
 from alignjax.models.families import FAMILIES, Layers, Positive, Size, scaling_to_hf
 from alignjax.models.rope import RopeScaling, frequencies
-from alignjax.weights.gguf_header import Tensor, read_gguf
 from alignjax.weights.gguf_tokenizer import check_tokenizer, tokenizer_dir
 from alignjax.weights.source import Source, Stored
 
@@ -39,24 +38,18 @@ _NAMES = {
 }
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma")  # Mistral's files say llama
 _ROPE_FACTORS = "rope_freqs.weight"  # by which Llama 3.1 slows the rotation of each pair of a head
-_General = TypedDict("_General", {"general.architecture": str, "split.no": int, "split.count": int})
+_TEXTS, _PARTS = ("general.architecture", "tokenizer.chat_template"), ("split.no", "split.count")
+_General = TypedDict("_General", dict.fromkeys(_TEXTS, str) | dict.fromkeys(_PARTS, int))
+_COUNTS = ("context_length", "embedding_length", "feed_forward_length", "attention.head_count")
+_COUNTS += ("attention.head_count_kv", "attention.key_length", "rope.dimension_count")
+_NUMBERS = ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor")
 _Sizes = TypedDict(
     "_Sizes",
-    {
-        "block_count": Layers,
-        "context_length": Size,
-        "embedding_length": Size,
-        "feed_forward_length": Size,
-        "attention.head_count": Size,
-        "attention.head_count_kv": Size,
-        "attention.key_length": Size,
-        "attention.layer_norm_rms_epsilon": Positive,
-        "rope.freq_base": Positive,
-        "rope.dimension_count": Size,
-        "rope.scaling.type": str,
-        "rope.scaling.factor": Positive,
-    },
+    {"block_count": Layers, "rope.scaling.type": str}
+    | dict.fromkeys(_COUNTS, Size)
+    | dict.fromkeys(_NUMBERS, Positive),
 )
+_MOST_READ = 1 << 23  # numbers and texts of a header; the largest vocabularies have a quarter
 
 
 def open_gguf(path: Path, cache: Path) -> Source:
@@ -65,6 +58,8 @@ def open_gguf(path: Path, cache: Path) -> Source:
     Weights are dequantized to float32, the rows that are asked for; of a Llama's q and k, whose
     rows are reordered, one whole tensor.
     """
+    from gguf.quants import dequantize
+
     meta, stored = _read(path)
     arch = meta["general.architecture"]
     config = _config(meta, stored, path)
@@ -81,7 +76,12 @@ def open_gguf(path: Path, cache: Path) -> Source:
         raise UserError(f"{path}: the tensor {min(extra)} is not part of this model.")
 
     def rows(name: str, part: slice) -> np.ndarray:
-        return _dequantized(stored[theirs[name]], part, f"{path}: {name}")
+        tensor = stored[theirs[name]]
+        try:
+            return dequantize(tensor.data[part], tensor.tensor_type)
+        except NotImplementedError:
+            kind = tensor.tensor_type.name
+            raise UserError(f"{path}: {name} is quantized as {kind}, which is not read.") from None
 
     @lru_cache(maxsize=1)
     def unpermuted(name: str) -> np.ndarray:
@@ -96,28 +96,37 @@ def open_gguf(path: Path, cache: Path) -> Source:
         return array - 1 if arch == "gemma" and name.endswith("norm.weight") else array
 
     tensors = {
-        ours: Stored(stored[name].shape, np.dtype(np.float32), path)
+        ours: Stored(
+            tuple(int(n) for n in reversed(stored[name].shape)), np.dtype(np.float32), path
+        )
         for ours, name in theirs.items()
     }
     return Source(path, config, tensors, read, tokenizer_dir(meta, path, cache))
 
 
-def _dequantized(tensor: Tensor, part: slice, where: str) -> np.ndarray:
-    """Rows of a tensor, or numbers of a vector, as float32."""
-    from gguf.quants import dequantize
+def _read(path: Path) -> tuple[dict, dict]:
+    """Metadata and tensors of a whole GGUF file of an architecture that is supported."""
+    from gguf import GGUFReader
+
+    class Bounded(GGUFReader):
+        """A reader that reads no more than a file holds, whatever its counts say."""
+
+        read = 0
+
+        def _get(self, offset, dtype, count=1, override_order=None):
+            found = super()._get(offset, dtype, count, override_order)
+            self.read += 1
+            if len(found) != count or self.read > _MOST_READ:
+                raise ValueError("it ends too early, or its header never does")
+            return found
 
     try:
-        if tensor.data.ndim == 1:
-            return dequantize(tensor.data, tensor.kind)[part]
-        return dequantize(tensor.data[part], tensor.kind)
-    except NotImplementedError:
-        kind = tensor.kind.name
-        raise UserError(f"{where} is quantized as {kind}, which is not read.") from None
-
-
-def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Metadata and tensors of a whole GGUF file of an architecture that is supported."""
-    meta, tensors = read_gguf(path)
+        reader = Bounded(path)
+        meta = {name: value.contents() for name, value in reader.fields.items()}
+    except (ValueError, IndexError, OverflowError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"{path}: this is not a whole GGUF file ({error}); copy or fetch it again."
+        ) from None
     validate.check(meta, _General, str(path))
     arch, parts = meta.get("general.architecture"), meta.get("split.count", 1)
     if parts > 1:
@@ -134,10 +143,10 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             meta[f"{arch}.{key}"] = sizes[key] = value[0]
     validate.check(sizes, _Sizes, str(path), arch)
     check_tokenizer(meta, path)
-    return meta, tensors
+    return meta, {tensor.name: tensor for tensor in reader.tensors}
 
 
-def _config(meta: dict, stored: dict[str, Tensor], path: Path) -> dict:
+def _config(meta: dict, stored: dict, path: Path) -> dict:
     """The config.json that a GGUF file's metadata and tensors amount to."""
     arch = meta["general.architecture"]
 
@@ -194,7 +203,7 @@ def _rope_scaling(
         raise UserError(f"{path}: rope scaling {kind!r} is not supported; supported: 'linear'.")
     if _ROPE_FACTORS not in stored:
         return None
-    factors = _dequantized(stored[_ROPE_FACTORS], slice(None), f"{path}: {_ROPE_FACTORS}")
+    factors = np.asarray(stored[_ROPE_FACTORS].data, np.float32)
     scaling = RopeScaling("llama3", round(float(factors.max()), 3))
     expected = frequencies(theta, head_dim, None) / frequencies(theta, head_dim, scaling)
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):

@@ -27,58 +27,44 @@ SPLITS = {
 }
 
 
-_IDS = {f"ggml.{role}_token_id": int for role in ("bos", "eos", "eot", "unknown", "padding")}
-_Tokenizer = TypedDict(
-    "_Tokenizer",
-    {
-        "chat_template": str,
-        "ggml.model": str,
-        "ggml.pre": str,
-        "ggml.tokens": list[str],
-        "ggml.token_type": list[int],
-        "ggml.scores": list[float],
-        "ggml.merges": list[str],
-        "ggml.add_bos_token": bool,
-        "ggml.add_eos_token": bool,
-        "ggml.add_space_prefix": bool,
-        **_IDS,
-    },
+_IDS = tuple(f"{role}_token_id" for role in ("bos", "eos", "eot", "unknown", "padding"))
+_Tokens = TypedDict(
+    "_Tokens",
+    {"tokens": list[str], "token_type": list[int], "scores": list[float], "merges": list[str]}
+    | {"model": str, "pre": str, **dict.fromkeys(_IDS, int)}
+    | dict.fromkeys(("add_bos_token", "add_eos_token", "add_space_prefix"), bool),
 )
-# What llama.cpp takes where a SentencePiece file does not say it.
+# What llama.cpp takes a SentencePiece file to mean where it says nothing.
 _SENTENCEPIECE = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
-_SENTENCEPIECE |= {"add_bos_token": True}
 
 
 def check_tokenizer(meta: dict, path: Path) -> None:
     """Refuses a tokenizer's metadata of wrong types or lengths; adds what llama.cpp would."""
-    start = "tokenizer."
+    start = "tokenizer.ggml."
     found = {key.removeprefix(start): meta[key] for key in meta if key.startswith(start)}
     # An array is of one type throughout.
     first = {key: one[:1] if isinstance(one, list) else one for key, one in found.items()}
-    validate.check(first, _Tokenizer, str(path), "tokenizer")
-    byte_level = found.get("ggml.model") == "gpt2"
-    for key in ("ggml.model", "ggml.tokens", *(["ggml.merges"] if byte_level else [])):
+    validate.check(first, _Tokens, str(path), start[:-1])
+    if found.get("model") == "llama":
+        found = _SENTENCEPIECE | {"add_bos_token": True} | found
+    elif found.get("pre") in ("llama-bpe", "tekken") and "bos_token_id" in found:
+        found = {"add_bos_token": True} | found
+    needed = ["model", "tokens", *(["merges"] if found.get("model") == "gpt2" else [])]
+    needed += [f"{role}_token_id" for role in ("bos", "eos") if found.get(f"add_{role}_token")]
+    for key in needed:
         if key not in found:
             raise UserError(f"{path}: the metadata lacks the key '{start}{key}'.")
-    count = len(found["ggml.tokens"])
-    if found["ggml.model"] == "llama":
-        meta |= {f"{start}ggml.{k}": v for k, v in _SENTENCEPIECE.items()} | meta
-        meta.setdefault(f"{start}ggml.scores", [0.0] * count)
-    elif found.get("ggml.pre") in ("llama-bpe", "tekken") and "ggml.bos_token_id" in found:
-        meta.setdefault(f"{start}ggml.add_bos_token", True)
-    types = meta.setdefault(f"{start}ggml.token_type", [_NORMAL] * count)
-    for key, many in (("token_type", types), ("scores", meta.get(f"{start}ggml.scores", types))):
-        if len(many) != count:
+    count = len(found["tokens"])
+    found = {"scores": [0.0] * count, "token_type": [_NORMAL] * count} | found
+    for key in ("scores", "token_type"):
+        if len(found[key]) != count:
             raise UserError(
-                f"{path}: {start}ggml.{key} has {len(many)} entries for {count} tokens."
+                f"{path}: {start}{key} has {len(found[key])} entries for {count} tokens."
             )
     for key in _IDS:
-        number = meta.get(start + key, 0)
-        if not 0 <= number < count:
-            raise UserError(f"{path}: {start}{key}={number}, but there are {count} tokens.")
-    for role in ("bos", "eos"):
-        if meta.get(f"{start}ggml.add_{role}_token") and f"{start}ggml.{role}_token_id" not in meta:
-            raise UserError(f"{path}: the metadata lacks the key '{start}ggml.{role}_token_id'.")
+        if not 0 <= found.get(key, 0) < count:
+            raise UserError(f"{path}: {start}{key}={found[key]}, but there are {count} tokens.")
+    meta |= {start + key: value for key, value in found.items()}
 
 
 def tokenizer_dir(meta: dict, path: Path, cache: Path) -> Path:
@@ -120,17 +106,14 @@ def _with_ends(tokenizer, meta: dict):
     """The tokenizer, which begins or ends every text with BOS or EOS if the metadata says so."""
     from tokenizers.processors import TemplateProcessing
 
-    roles = [role for role in ("bos", "eos") if meta.get(f"tokenizer.ggml.add_{role}_token")]
-    ids = {role: meta[f"tokenizer.ggml.{role}_token_id"] for role in roles}
-    names = {
-        role: [tokenizer.id_to_token(ids[role])] if role in ids else [] for role in ("bos", "eos")
-    }
-    if roles:
-        tokenizer.post_processor = TemplateProcessing(
-            single=[*names["bos"], "$A", *names["eos"]],
-            pair=[*names["bos"], "$A", *names["eos"], *names["bos"], "$B", *names["eos"]],
-            special_tokens=[(names[role][0], ids[role]) for role in roles],
-        )
+    adds = [role for role in ("bos", "eos") if meta.get(f"tokenizer.ggml.add_{role}_token")]
+    ids = [meta[f"tokenizer.ggml.{role}_token_id"] for role in adds]
+    names = [tokenizer.id_to_token(number) for number in ids]
+    begin, end = names[: "bos" in adds], names["bos" in adds :]
+    one, other = ([*begin, text, *end] for text in ("$A", "$B"))
+    special = list(zip(names, ids, strict=True))
+    if adds:
+        tokenizer.post_processor = TemplateProcessing(one, one + other, special)
     return tokenizer
 
 

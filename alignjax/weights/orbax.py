@@ -11,7 +11,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -33,25 +33,6 @@ from alignjax.weights.tensorfile import DTYPES, read_bytes
 _COMMIT = "_CHECKPOINT_METADATA"  # Orbax's note that a checkpoint is whole
 _AVERAGE = "ema."  # before the leaves of a run's average
 _SPARE_CACHE = 1 << 24  # bytes that a cache needs beyond the chunks it holds
-
-
-class _Noted(TypedDict):
-    dtypes: dict[str, Literal["float32", "float16", "bfloat16"]]
-
-
-class _Commit(TypedDict):
-    commit_timestamp_nsecs: int | None
-    custom_metadata: _Noted | None
-
-
-class _Entry(TypedDict):
-    key_metadata: list[dict[str, Any]]
-
-
-class _Metadata(TypedDict):
-    tree_metadata: dict[str, _Entry]
-    use_ocdbt: bool
-    use_zarr3: bool
 
 
 class _Place(NamedTuple):
@@ -214,30 +195,34 @@ def _run_place(step: Path) -> _Place:
 
 def _read_commit(checkpoint: Path) -> dict[str, str]:
     """Refuses a checkpoint that Orbax did not finish; gives the dtypes noted by `write_model`."""
-    file = checkpoint / _COMMIT
     try:
-        found = read_json(file) if file.is_file() else {}
-    except UserError:
-        found = {}
-    if not found.get("commit_timestamp_nsecs"):
+        found = read_json(checkpoint / _COMMIT)
+        whole = bool(found["commit_timestamp_nsecs"])
+    except (ValueError, KeyError):
+        whole = False
+    if not whole:
         raise UserError(
             f"{checkpoint}: the checkpoint is not whole ({_COMMIT} is missing or half written); "
             "delete it, or name another one."
         )
-    validate.check(found, _Commit, str(file))
-    return (found.get("custom_metadata") or {}).get("dtypes", {})
+    noted, where = found.get("custom_metadata") or {}, f"{checkpoint}/{_COMMIT}"
+    validate.check(noted, dict, where, "custom_metadata")
+    dtypes = noted.get("dtypes", {})
+    kinds = dict[str, Literal["float32", "float16", "bfloat16"]]
+    validate.check(dtypes, kinds, where, "custom_metadata.dtypes")
+    return dtypes
 
 
 def _specs(place: _Place) -> dict[str, tuple[str, dict]]:
     """Each leaf of the model's result: its name in a checkpoint, and how tensorstore opens it."""
-    found = read_json(place.arrays / "_METADATA", _Metadata)
     try:
+        found = read_json(place.arrays / "_METADATA")
         held = {
             ".".join(str(key["key"]) for key in entry["key_metadata"])
             for entry in found["tree_metadata"].values()
         }
         layout = found["use_ocdbt"], found["use_zarr3"]
-    except KeyError as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(_damaged(place.arrays, "_METADATA", error)) from None
     averaged = place.prefix and any(name.startswith(_AVERAGE) for name in held)
     prefix = _AVERAGE if averaged else place.prefix
