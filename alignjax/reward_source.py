@@ -6,6 +6,7 @@ import numpy as np
 
 from alignjax.data.chat import end_of_turn_id
 from alignjax.models.families import tensor_names, with_score
+from alignjax.progress import say
 from alignjax.weights.source import Source, Stored, decoder_config
 
 
@@ -13,7 +14,7 @@ def reward_source(source: Source, tokenizer) -> Source:
     """The source with a score head of zeros in place of the head for words.
 
     A source that is a reward model already stays as it is. config.json gets a `pad_token_id` that
-    ends no answer, since transformers takes the reward at the last token that is not this one.
+    ends no answer, since the reward is that of the last token that is not this one.
     """
     config = decoder_config(source)
     if config.scored:
@@ -26,9 +27,26 @@ def reward_source(source: Source, tokenizer) -> Source:
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
         return zeros[index] if name == score else source.read(name, index)
 
-    ends = (tokenizer.eos_token_id, end_of_turn_id(tokenizer))
-    pads = (source.config.get("pad_token_id"), tokenizer.pad_token_id, tokenizer.unk_token_id)
-    known = (token for token in pads if token is not None and 0 <= token < len(tokenizer))
-    pad = next((token for token in known if token not in ends), None)
+    pad = _pad_id(source, tokenizer, config.vocab_size)
+    if pad is None:
+        say(
+            "The tokenizer can pad with nothing but what ends an answer, so transformers scores "
+            "one text at a time with this model; add a padding token for batches."
+        )
     hf = with_score(source.config) | {"pad_token_id": pad}
     return replace(source, config=hf, tensors=tensors, read=read)
+
+
+def _pad_id(source: Source, tokenizer, rows: int) -> int | None:
+    """A token that ends no conversation and has one of the embedding's rows.
+
+    The one that pads already, or the unknown one, or else a special one, best a spare.
+    """
+    special = tokenizer.added_tokens_decoder
+    names = {i: token.content.lower() for i, token in special.items() if token.special}
+    spare = ("pad", "reserved", "unused", "extra")
+    others = sorted(names, key=lambda i: not any(word in names[i] for word in spare))
+    pads = (source.config.get("pad_token_id"), tokenizer.pad_token_id, tokenizer.unk_token_id)
+    ends = (None, tokenizer.eos_token_id, end_of_turn_id(tokenizer))
+    usable = range(min(rows, len(tokenizer)))
+    return next((i for i in (*pads, *others) if i in usable and i not in ends), None)

@@ -50,7 +50,10 @@ def write_gguf(
         "tokenizer.ggml.eos_token_id": 2,
     } | (metadata or {})
     kinds = {int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING}
+    kinds |= {bool: GGUFValueType.BOOL}
     writer = GGUFWriter(file, arch)
+    if "general.architecture" in values:
+        del writer.kv_data[0]["general.architecture"]
     for key, value in values.items():
         if isinstance(value, list):
             writer.add_array(key, value)

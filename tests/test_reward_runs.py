@@ -97,9 +97,10 @@ def test_samples_are_not_for_reward_models(root, monkeypatch, capsys, tmp_path):
 
 
 def test_the_padding_token_ends_no_answer(trained):
-    """The tokenizer pads with the token that ends a turn; transformers would look before it."""
+    """The tokenizer pads with the token that ends a turn; the export with another special one."""
     config = json.loads((trained / "export/config.json").read_text())
-    assert config["pad_token_id"] is None and from_hf(config, "x").scored
+    assert config["pad_token_id"] == 0 == pads_with(trained / "export")
+    assert from_hf(config, "x").pad_id == 0
 
 
 def pads_with(directory) -> int:
@@ -136,10 +137,39 @@ def test_the_tokenizer_pads_with_the_token_of_the_config(padded, tmp_path):
         assert found == source | {"pad_token": "<|endoftext|>"}
 
 
-def test_a_padding_token_that_is_none_is_not_taken(tokenizer):
-    """Llama's first configs say -1."""
-    source = Source(Path("x"), hf_config(tiny_config()) | {"pad_token_id": -1}, {}, None, Path("x"))
+@pytest.mark.parametrize(
+    ("given", "added", "rows", "pad"),
+    [
+        (-1, [], 128, 0),  # Llama's first configs say -1
+        (None, [], 128, 0),
+        (2, [], 128, 0),  # it ends a turn
+        (5, [], 128, 5),
+        (None, ["<|reserved_special_token_0|>"], 128, 99),
+        (None, ["<spare>", "<|finetune_right_pad|>"], 128, 100),
+        (None, ["[PAD]"], 99, 0),  # the embedding has no row for it
+        (200, [], 128, 0),
+    ],
+)
+def test_the_padding_token_that_is_chosen(tokenizer, given, added, rows, pad):
+    assert len(tokenizer) == 99
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": added}, replace_extra_special_tokens=False
+    )
+    config = hf_config(tiny_config(vocab_size=rows)) | {"pad_token_id": given, "num_labels": 2}
+    found = reward_source(Source(Path("x"), config, {}, None, Path("x")), tokenizer)
+    assert found.config["pad_token_id"] == pad and decoder_config(found).pad_id == pad
+
+
+def test_a_tokenizer_that_cannot_pad_is_told_of(tmp_path, capsys):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE({"a": 0, "</s>": 1}, [])), eos_token="</s>"
+    )
+    source = Source(Path("x"), hf_config(tiny_config()), {}, None, Path("x"))
     assert reward_source(source, tokenizer).config["pad_token_id"] is None
+    assert "padding token" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -66,6 +66,31 @@ def test_the_reward_is_that_of_the_last_token_of_each_sequence():
     np.testing.assert_array_equal(real, expected != 0)
 
 
+def test_the_reward_is_read_before_the_padding_token_of_the_config():
+    """Where transformers reads it: at the last other token, or the first one of a sequence."""
+    pad = 7
+    model = model_with_scores()
+    batch = random_batch(model.config, np.random.default_rng(0), 4, 48, LENGTHS)
+    batch.tokens[batch.tokens == pad] = 8
+    last = [[10 - 1, 14 - 3, 12 - 1, 9 - 1], [20 - 20, 28 - 2], [3, 2, 5, 4], [24 - 1, 24 - 1]]
+    for row, (lengths, ends) in enumerate(zip(LENGTHS, last, strict=True)):
+        for stop, end, length in zip(np.cumsum(lengths), ends, lengths, strict=True):
+            batch.tokens[row, stop - length + end + (end > 0 or length == 20) : stop] = pad
+    batch.tokens[2, 1] = pad  # in the middle of a sequence
+    h = np.asarray(hidden_states(model, *place(batch, "batch")[:3], F32))
+    model.config = replace(model.config, pad_id=pad)
+    got, real = sequence_rewards(model, place(batch, "batch"), F32)
+    assert np.asarray(real).sum() == sum(map(len, LENGTHS))
+    for row, lengths in enumerate(LENGTHS):
+        for number, (stop, length) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
+            own = batch.tokens[row, stop - length : stop]
+            where = (np.arange(length) * (own != pad)).argmax()  # transformers' own words
+            expected = h[row, stop - length + where] @ np.asarray(model.score)[0]
+            assert np.asarray(got)[row, number // 2, number % 2] == pytest.approx(
+                expected, abs=1e-5
+            )
+
+
 @pytest.mark.parametrize("shift", [9, -9])
 @pytest.mark.parametrize("micro, sizes", [(1, (1, 1, 1)), (4, (1, 1, 1)), (2, (1, 2, 2))])
 def test_a_step_tells_the_least_mean_and_largest_reward_of_all_responses(shift, micro, sizes):

@@ -17,7 +17,7 @@ from alignjax.weights.source import Source, check_tensors, decoder_config
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # What one model of a family may change without any of its tensors having another shape.
 _UNSHAPED = ("rope_theta", "norm_eps", "rope_scaling", "window", "activation", "unit_offset")
-_UNSHAPED += ("scaled_embedding",)
+_UNSHAPED += ("scaled_embedding", "pad_id")
 
 
 class Rows(NamedTuple):

@@ -1,11 +1,46 @@
 """Hugging Face's config.json and tensor names <-> ours: what makes a family of models its own."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+from alignjax import validate
 from alignjax.errors import UserError
 from alignjax.models.rope import RopeScaling
 from alignjax.models.shapes import DecoderConfig
+from alignjax.validate import Bound
+
+Size = Annotated[int, Bound(1, 1 << 24)]
+Layers = Annotated[int, Bound(1, 4096)]
+Positive = Annotated[float, Bound(above=0)]
+_FACTORS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_Rope = TypedDict(
+    "_Rope",
+    {"type": str, "rope_type": str, "rope_theta": Positive | None}
+    | dict.fromkeys(_FACTORS, Positive),
+)
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
+_SIZES_OR_NULL = ("num_key_value_heads", "head_dim", "sliding_window", "num_labels")
+_NAMES = ("architectures", "layer_types")
+
+
+class Generation(TypedDict):
+    """What is read of generation_config.json."""
+
+    eos_token_id: int | list[int] | None
+
+
+# What is read of config.json.
+Config = TypedDict(
+    "Config",
+    dict.fromkeys(_SIZES, Size)
+    | dict.fromkeys(_SIZES_OR_NULL, Size | None)
+    | dict.fromkeys(_NAMES, list[str] | None)
+    | dict.fromkeys(("rope_scaling", "rope_parameters"), _Rope | None)
+    | {"num_hidden_layers": Layers, "rms_norm_eps": Positive, "rope_theta": Positive | None}
+    | {"model_type": str, "hidden_act": str, "hidden_activation": str | None}
+    | {"tie_word_embeddings": bool, "id2label": dict | None, "pad_token_id": int | None}
+    | Generation.__annotations__,
+)
 
 # Our leaf -> Hugging Face's tensor; {} is the layer. Both are [out, in]: no leaf is transposed.
 TENSORS = {
@@ -67,35 +102,20 @@ FAMILIES = {
 }
 
 # Keys that change the mathematics in some decoder or other, and the values that leave it as it is.
-_NEUTRAL: dict[str, tuple] = {
-    "attention_bias": (False, None),
-    "attention_multiplier": (None,),
-    "attention_out_bias": (False, None),
-    "attn_logit_softcapping": (None,),
-    "auto_map": (None,),
-    "clip_qkv": (None,),
-    "embedding_multiplier": (None, 1),
-    "final_logit_softcapping": (None,),
-    "logit_scale": (None, 1),
-    "logits_scaling": (None, 1),
-    "mlp_bias": (False, None),
-    "mlp_only_layers": (None, []),
-    "no_rope_layers": (None, []),
-    "num_experts": (None, 0),
-    "num_local_experts": (None, 0),
-    "partial_rotary_factor": (None, 1),
-    "quantization_config": (None,),
-    "query_pre_attn_scalar": (None,),
-    "residual_multiplier": (None, 1),
-    "rope_interleaved": (None, False),
-    "rope_local_base_freq": (None,),
-    "scale_depth": (None, 1),
-    "scale_emb": (None, 1),
-    "sliding_window_pattern": (None,),
-    "use_bidirectional_attention": (None, False),
-    "use_qk_norm": (None, False),
-    "use_sliding_window": (None, False),
-}
+_OFF = ("attention_bias", "attention_out_bias", "mlp_bias", "rope_interleaved")
+_OFF += ("use_bidirectional_attention", "use_qk_norm", "use_sliding_window")
+_ONE = ("embedding_multiplier", "logit_scale", "logits_scaling", "partial_rotary_factor")
+_ONE += ("residual_multiplier", "scale_depth", "scale_emb")
+_ABSENT = ("attention_multiplier", "attn_logit_softcapping", "auto_map", "clip_qkv")
+_ABSENT += ("final_logit_softcapping", "quantization_config", "query_pre_attn_scalar")
+_ABSENT += ("rope_local_base_freq", "sliding_window_pattern")
+_NEUTRAL: dict[str, tuple] = (
+    dict.fromkeys(_OFF, (False, None))
+    | dict.fromkeys(_ONE, (None, 1))
+    | dict.fromkeys(_ABSENT, (None,))
+    | dict.fromkeys(("mlp_only_layers", "no_rope_layers"), (None, []))
+    | dict.fromkeys(("num_experts", "num_local_experts"), (None, 0))
+)
 
 
 def tensor_names(leaf: str, layers: int) -> list[str]:
@@ -110,6 +130,7 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
     Keys that change nothing are passed over. Raises UserError for an architecture, or a value,
     that this decoder does not compute.
     """
+    validate.check(hf, Config, where)
     family = FAMILIES.get(hf.get("model_type"))
     if family is None:
         known = ", ".join(map(repr, FAMILIES))
@@ -126,22 +147,21 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
     if activation != family.defaults["hidden_act"]:
         raise _refusal(where, "hidden_act", activation, repr(family.defaults["hidden_act"]))
     theta, scaling = _rope(hf, where)
+    scored = _scored(hf, where)
     try:
-        heads = hf["num_attention_heads"]
         return DecoderConfig(
             vocab_size=hf["vocab_size"],
             hidden_size=hf["hidden_size"],
             layers=hf["num_hidden_layers"],
-            heads=heads,
-            kv_heads=hf.get("num_key_value_heads") or heads,
-            head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
+            **_heads(hf, where),
             mlp_size=hf["intermediate_size"],
             rope_theta=theta,
             norm_eps=hf.get("rms_norm_eps", 1e-6),
             tied_head=hf["tie_word_embeddings"],
             rope_scaling=scaling,
             window=_window(hf, where),
-            scored=_scored(hf, where),
+            scored=scored,
+            pad_id=hf.get("pad_token_id") if scored else None,
             **family.own,
         )
     except KeyError as error:
@@ -151,17 +171,32 @@ def from_hf(hf: dict, where: str) -> DecoderConfig:
 def with_score(hf: dict) -> dict:
     """A language model's config.json as that of a reward model on the same decoder."""
     architecture = FAMILIES[hf["model_type"]].architecture.replace(_WORDS, _SCORES)
-    return hf | {"architectures": [architecture], **_ONE_LABEL}
+    kept = {key: hf[key] for key in hf if key not in ("num_labels", "problem_type")}
+    return kept | {"architectures": [architecture], **_ONE_LABEL}
+
+
+def _heads(hf: dict, where: str) -> dict[str, int]:
+    width, heads = hf["hidden_size"], hf["num_attention_heads"]
+    kv_heads, head_dim = hf.get("num_key_value_heads") or heads, hf.get("head_dim")
+    if heads % kv_heads:
+        raise _refusal(where, "num_key_value_heads", kv_heads, f"what divides {heads} heads")
+    if not head_dim and width % heads:
+        raise _refusal(where, "num_attention_heads", heads, f"what divides hidden_size={width}")
+    head_dim = head_dim or width // heads
+    if head_dim % 2:
+        raise _refusal(where, "head_dim", head_dim, "even numbers")
+    return {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
 
 
 def _scored(hf: dict, where: str) -> bool:
     """Whether it is a reward model: a classifier of one label."""
     scored = any(name.endswith(_SCORES) for name in hf.get("architectures") or [])
-    labels = len(hf.get("id2label") or ()) or 2  # two is what transformers takes it to be
+    names = hf.get("id2label")
+    labels = hf.get("num_labels") or (2 if names is None else len(names))  # as transformers does
     if scored and labels != 1:
         raise UserError(
             f"{where}: it classifies into {labels} labels, which is not supported; supported: 1, "
-            "the score of a reward model."
+            "the score of a reward model (one without id2label needs num_labels: 1 in config.json)."
         )
     return scored
 
@@ -172,7 +207,7 @@ def _refusal(where: str, key: str, value, known: str) -> UserError:
 
 def _rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
     """Theta and scaling, from transformers 5's `rope_parameters` or the older two keys."""
-    new, old = (_rope_keys(hf.get(key)) for key in ("rope_parameters", "rope_scaling"))
+    new, old = (_rope_keys(hf, key, where) for key in ("rope_parameters", "rope_scaling"))
     if hf.get("rope_theta"):
         old["rope_theta"] = hf["rope_theta"]
     for key in new.keys() & old.keys():
@@ -192,23 +227,23 @@ def _rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
             case "linear":
                 return theta, RopeScaling("linear", float(rope["factor"]))
             case "llama3":
-                return theta, RopeScaling(
-                    "llama3",
-                    float(rope["factor"]),
-                    float(rope["low_freq_factor"]),
-                    float(rope["high_freq_factor"]),
-                    rope["original_max_position_embeddings"],
-                )
+                low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+                if high <= low:
+                    raise _refusal(where, "high_freq_factor", high, f"more than {low}")
+                length = rope["original_max_position_embeddings"]
+                return theta, RopeScaling("llama3", float(rope["factor"]), low, high, length)
     except KeyError as error:
         raise UserError(f"{where}: its rope scaling {kind!r} lacks the key {error}.") from None
     raise _refusal(where, "rope_type", kind, "'default' or 'linear' or 'llama3'")
 
 
-def _rope_keys(given: dict | None) -> dict:
+def _rope_keys(hf: dict, key: str, where: str) -> dict:
     """One of the two dicts with its kind under `rope_type`, which older files call `type`."""
+    given = dict(hf.get(key) or {})
     if not given:
         return {}
-    given = dict(given)
+    if any(isinstance(value, dict) for value in given.values()):
+        raise _refusal(where, key, given, "one for layers of all kinds")
     return {"rope_type": given.pop("type", "default")} | given
 
 

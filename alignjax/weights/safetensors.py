@@ -2,21 +2,23 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import jax
 import numpy as np
 
 from alignjax.errors import UserError
-from alignjax.files import read_json, whole_directory
-from alignjax.models.families import tensor_names
+from alignjax.files import location, read_json, whole_directory
+from alignjax.models.families import Config, Generation, tensor_names
 from alignjax.models.shapes import is_stacked
 from alignjax.processes import is_first
+from alignjax.progress import say
 from alignjax.sharding import to_host
 from alignjax.weights.source import Source, Stored, ahead, leaf_name, row_blocks
 from alignjax.weights.tensorfile import (
@@ -49,38 +51,47 @@ COMPANIONS = (
 WRITTEN = (*COMPANIONS, "config.json", "README.md", "model*.safetensors*", "weights")
 
 
-def open_directory(path: Path) -> Source:
+# What torch.compile and data parallel training put into the names of the tensors they save.
+_WRAPPED = re.compile(r"^module\.|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, str]
+
+
+def open_directory(path: Path | str) -> Source:
     """A directory with config.json and safetensors files as a `Source`.
 
     Raises UserError, naming the file, where something is missing, damaged or of another format.
     """
+    path = location(path)
     config = read_config(path)
     found: dict[str, tuple[Path, Held]] = {}
-    owner: dict[str, Path] = {}
-    for file, names in _names_of(path).items():
-        held = read_header(file)
-        for name in held:
-            if name in owner:
+    stored_as: dict[str, str] = {}
+    for file in _files_with_weights(path):
+        for stored, held in read_header(file).items():
+            name = _WRAPPED.sub("", stored)
+            if name in found:
                 raise UserError(
-                    f"{file}: it holds the tensor {name}, which {owner[name].name} holds too; "
+                    f"{file}: it holds the tensor {name}, which {found[name][0].name} holds too; "
                     "copy or fetch the model again."
                 )
-            owner[name] = file
-        for name in names or held:
-            if name not in held:
-                raise UserError(f"{file}: the index names the tensor {name}, which is not in it.")
-            found[name] = file, held[name]
+            found[name], stored_as[name] = (file, held), stored
+    wrapped = [stored for name, stored in stored_as.items() if name != stored]
+    if wrapped:
+        say(f"{path}: the model was wrapped when saved; {wrapped[0]} is read without the prefix.")
     tensors = {name: Stored(held.shape, held.dtype, file) for name, (file, held) in found.items()}
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
         file, held = found[name]
-        return read_tensor(file, name, held, index)
+        return read_tensor(file, stored_as[name], held, index)
 
     return Source(path, config, tensors, read, path)
 
 
-def open_described(path: Path) -> Source:
+def open_described(path: Path | str) -> Source:
     """A directory with config.json and a tokenizer as a `Source` of no tensors."""
+    path = location(path)
     return Source(path, read_config(path), {}, _no_tensor, path)
 
 
@@ -89,11 +100,19 @@ def _no_tensor(name: str, index: tuple[slice, ...]) -> np.ndarray:
 
 
 def read_config(directory: Path) -> dict:
-    """The config.json of a model directory."""
-    file = directory / "config.json"
+    """The config.json of a model directory, whose generation_config.json is checked too."""
+    file, generation = directory / "config.json", directory / "generation_config.json"
+    if (directory / "adapter_config.json").is_file():
+        raise UserError(
+            f"{directory}: adapter_config.json makes this an adapter of another model; merge both "
+            "(merge_and_unload and save_pretrained of peft) and name the result, or delete it "
+            "if the weights here are merged."
+        )
     if not file.is_file():
         raise UserError(f"{directory}: there is no config.json, so this is not a model directory.")
-    return read_json(file)
+    if generation.is_file():
+        read_json(generation, Generation)
+    return read_json(file, Config)
 
 
 def has_weights(path: Path) -> bool:
@@ -102,38 +121,35 @@ def has_weights(path: Path) -> bool:
     return any((path / name).is_file() for name in names)
 
 
-def _names_of(path: Path) -> dict[Path, list[str]]:
-    """File -> its tensors as the index says; without an index model.safetensors, all of it."""
+def _files_with_weights(path: Path) -> list[Path]:
+    """The files that transformers reads: model.safetensors, or else those that the index names."""
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
-    if not has_weights(path):
+    if single.is_file():
+        return [single]
+    if not index.is_file():
         torch = min((file.name for file in path.glob("pytorch_model*")), default="")
         held = f" but {torch}, weights that only torch reads" if torch else ""
         raise UserError(
             f"{path}: there is no {single.name} and no {index.name}{held}; save the model with "
             "transformers, whose save_pretrained writes safetensors."
         )
-    if not index.is_file():
-        return {single: []}
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
+    weight_map = read_json(index, _Index).get("weight_map")
+    if not weight_map:
         raise UserError(f"{index}: the key 'weight_map' is missing; copy or fetch it again.")
-    files: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
-        inside = isinstance(file, str) and Path(file).name == file
-        if not inside or not (path / file).is_file():
+        if Path(file).name != file or not (path / file).is_file():
             raise UserError(
                 f"{index}: it names the file {file!r}, which is not in {path}, for {name}."
             )
-        files.setdefault(path / file, []).append(name)
-    return files
+    return [path / file for file in dict.fromkeys(weight_map.values())]
 
 
 def export(
     model: "Decoder",
     source: Source,
-    target: Path,
-    dtype: str,
-    shard_bytes: int,
+    target: Path | str,
+    dtype: str = "source",
+    shard_bytes: int = 5_000_000_000,
     beside: dict[str, str] | None = None,
 ) -> Path:
     """Writes a model as a directory that transformers and vLLM load.
@@ -142,7 +158,7 @@ def export(
     `dtype` is a dtype's name, or "source": each tensor as the source stores it. A tied head is left
     out, as transformers leaves it. Every process has to call it; the first one writes.
     """
-    place = {}
+    target, place = location(target), {}
     for path, array in jax.tree_util.tree_leaves_with_path(model):
         leaf = leaf_name(path)
         for layer, name in enumerate(tensor_names(leaf, model.config.layers)):

@@ -15,6 +15,7 @@ import numpy as np
 from alignjax.errors import UserError
 from alignjax.models.families import from_hf, tensor_names
 from alignjax.models.shapes import DecoderConfig, is_stacked, leaf_shapes
+from alignjax.weights.tensorfile import BUFFERS
 from alignjax.weights.together import at_once, share
 
 Result = TypeVar("Result")
@@ -141,7 +142,7 @@ def check_tensors(source: Source) -> None:
                     f"{stored.file}: {name} has shape {stored.shape}, but the config says {wanted}."
                 )
         known |= set(names)
-    extra = {n for n in source.tensors if n not in known and not n.endswith("rotary_emb.inv_freq")}
+    extra = {n for n in source.tensors if n not in known and not n.endswith(BUFFERS)}
     if extra:
         name = min(extra)
         raise UserError(

@@ -20,6 +20,8 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# Buffers that older models hold beside their weights; a model is made without them.
+BUFFERS = ("rotary_emb.inv_freq", ".position_ids", ".masked_bias", ".attn.bias")
 
 # Bytes written at a time. For more, Linux looks for large free pages to keep them in: measured on
 # 6.18 with ext4, writes of 8 MiB took eight times as long as those of 256 KiB.
@@ -36,7 +38,7 @@ class Held(NamedTuple):
 
 
 def read_header(file: Path) -> dict[str, Held]:
-    """The tensors of a file in their order.
+    """The tensors of a file in their order, without buffers of other dtypes.
 
     Raises UserError where the file is not as long as its header says, or has another dtype.
     """
@@ -53,8 +55,10 @@ def read_header(file: Path) -> dict[str, Held]:
             "again."
         ) from None
     header, end = _parse(file)
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
+    for name, entry in list(header.items()):
+        if entry["dtype"] not in DTYPES and name.endswith(BUFFERS):
+            del header[name]
+        elif entry["dtype"] not in DTYPES:
             raise UserError(
                 f"{file}: {name} has dtype {entry['dtype']}; supported: {', '.join(DTYPES)}."
             )
