@@ -1,8 +1,10 @@
 """Refuses settings that cannot work, or not together, before anything is loaded."""
 
 from alignjax import validate
-from alignjax.config import DPO, RM, SFT, Data, Model, RMEval, Training
+from alignjax.config import DPO, RM, SFT, Batch, Data, Model, RMEval, Rows, Training
 from alignjax.errors import UserError
+
+_MOST_TOKENS = 1 << 26  # of a micro-batch on a device
 
 
 def check_training(config: Training) -> None:
@@ -37,7 +39,7 @@ def check_training(config: Training) -> None:
     _check_model(config.model)
     if not config.data.path:
         raise UserError("data.path is empty: name files, a dataset directory or ORG/NAME.")
-    _check_data(config.data, batch.row_length, 2 if own == "pairs" else 1)
+    _check_data(config.data, batch, 2 if own == "pairs" else 1)
 
 
 def check_evaluation(config: RMEval) -> None:
@@ -48,7 +50,7 @@ def check_evaluation(config: RMEval) -> None:
         raise UserError(
             "data.path and data.eval_path are empty: name files, a dataset directory or ORG/NAME."
         )
-    _check_data(config.data, config.batch.row_length, 2)
+    _check_data(config.data, config.batch, 2)
 
 
 def _check_kl(config: Training) -> None:
@@ -87,8 +89,14 @@ def _check_model(model: Model) -> None:
         raise UserError("model.path is empty: name a model directory, ORG/NAME or GGUF file.")
 
 
-def _check_data(data: Data, row_length: int, sides: int) -> None:
+def _check_data(data: Data, batch: Batch | Rows, sides: int) -> None:
     """Refuses lengths that do not fit: all `sides` of an item lie in one row."""
+    row_length = batch.row_length
+    if batch.rows_per_device * row_length > _MOST_TOKENS:
+        raise UserError(
+            f"batch.rows_per_device={batch.rows_per_device} rows of batch.row_length={row_length} "
+            f"are over {_MOST_TOKENS:,} tokens on a device: lower one of them."
+        )
     if data.max_responses == 1:
         raise UserError("data.max_responses=1: a set needs 2 at least; 0 keeps all.")
     if data.max_length * sides > row_length:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax import losses
-from alignjax.config import DPO, RM, Compute, Training
+from alignjax.config import DPO, RM, SFT, Compute, Training
 from alignjax.data.batches import Batch
 from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
@@ -67,6 +67,7 @@ def stage_of(config: Training) -> Stage:
             sequence_rewards,
             lambda rewards, facts: rm_terms(rewards, facts, config.centering),
         )
+    assert isinstance(config, SFT)
     return Stage("sft", "sequences", False, sequence_logps, sft_terms)
 
 
@@ -140,8 +141,9 @@ def _dpo_loss(rewards, pi_PS: jax.Array, facts: Facts, config: DPO) -> jax.Array
             return losses.ipo_loss(ratios_PS[..., 0] - ratios_PS[..., 1], config.beta)
         case "robust":
             return losses.robust_loss(ahead, config.label_smoothing)
-        case _:  # sigmoid, simpo
+        case "sigmoid" | "simpo":
             return losses.sigmoid_loss(ahead, config.label_smoothing)
+    raise AssertionError(config.loss)
 
 
 def _preferences(

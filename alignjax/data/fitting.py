@@ -81,6 +81,7 @@ def fit(item: Item, max_length: int, overlong: str) -> tuple[list[Item], str]:
     if overlong == "split":
         pieces = _pieces(ids, mask, max_length)
         return [Item([piece], item.ranks) for piece in pieces], f"{longer}, split"
+    assert overlong == "truncate"
     if not mask[:max_length].any():
         return [], "no trained token after truncation, dropped"
     cut = (ids[:max_length], mask[:max_length])

@@ -67,5 +67,5 @@ def _ranked(pool: np.ndarray, data: TokenSet, config: Data, seed: int) -> np.nda
                 "add that column, or choose another selection."
             )
         return pool[np.argsort(-data.margin[pool], kind="stable")]
-    chosen = data.trained_counts()[pool, 0]
-    return pool[np.argsort(chosen if config.select == "shortest" else -chosen, kind="stable")]
+    sign = {"shortest": 1, "longest": -1}[config.select]
+    return pool[np.argsort(sign * data.trained_counts()[pool, 0], kind="stable")]
