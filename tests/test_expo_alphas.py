@@ -1,7 +1,6 @@
 """Which alpha each tensor gets from the rules, and which rules are refused."""
 
 import json
-import math
 
 import pytest
 
@@ -38,9 +37,9 @@ def test_one_alpha_for_all_parameters():
     [("attention", "self_attn", 21), ("mlp", "mlp.", 9), ("embeddings", "", 3), ("norms", "", 13)],
 )
 def test_a_group_has_its_own(group, part, count):
-    changed = {name for name, alpha in found(**{group: 0.7}).items() if alpha == 0.7}
+    changed = {name for name, alpha in found(**{group: "0.7"}).items() if alpha == 0.7}
     assert len(changed) == count and all(part in name for name in changed)
-    assert set(found(**{group: 0.7}).values()) == {0.3, 0.7}
+    assert set(found(**{group: "0.7"}).values()) == {0.3, 0.7}
     if group == "embeddings":
         assert changed == {"model.embed_tokens.weight", "lm_head.weight", "score.weight"}
     if group == "norms":
@@ -56,7 +55,7 @@ def test_layers_take_a_number_or_one_each():
 
 def test_the_last_rule_that_names_a_tensor_counts():
     table = json.dumps({"layers.2.*q_proj": 1, "q_proj": 9, "layers.?.mlp.[ud]": 8})
-    both = found(layers="0,1,2", attention=0.5, table=table)
+    both = found(layers="0,1,2", attention="0.5", table=table)
     assert [both[Q.format(i)] for i in range(3)] == [9, 9, 1]
     assert [both[UP.format(i)] for i in range(3)] == [8, 8, 8]
     k, gate = "model.layers.{}.self_attn.k_proj.weight", "model.layers.{}.mlp.gate_proj.weight"
@@ -77,8 +76,10 @@ def test_a_table_may_lie_in_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        ({"embeddings": math.nan}, "--alpha.embeddings=nan: it must be a finite number"),
-        ({"mlp": 9.0**99}, "--alpha.mlp="),
+        ({"embeddings": "nan"}, "--alpha.embeddings=nan: it must be a finite number"),
+        ({"mlp": "9**9**9"}, "--alpha.mlp=9**9**9: write numbers"),
+        ({"mlp": "1" + "+1" * 20_000}, "--alpha.mlp=1+1+1"),
+        ({"norms": "1,2"}, "--alpha.norms=1,2: write one number"),
         ({"layers": "nan"}, "--alpha.layers=nan: it must be a finite number"),
         ({"layers": "0.1,inf,0"}, "--alpha.layers=inf: it must be a finite number"),
         ({"layers": "1e39"}, "--alpha.layers=1e+39: it must be at least -1000 and at most 1000"),

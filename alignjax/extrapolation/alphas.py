@@ -26,10 +26,10 @@ class Rules:
     """Departures from one alpha for all; where several name a tensor, the last counts."""
 
     layers: str = ""  # a number, or one for each layer with commas between
-    attention: Alpha | None = None  # of q, k, v, o and their biases
-    mlp: Alpha | None = None  # of gate, up and down
-    embeddings: Alpha | None = None  # of the embedding, the head and a reward model's score
-    norms: Alpha | None = None  # of every norm's scale
+    attention: str = ""  # a number, of q, k, v, o and their biases
+    mlp: str = ""  # of gate, up and down
+    embeddings: str = ""  # of the embedding, the head and a reward model's score
+    norms: str = ""  # of every norm's scale
     table: str = ""  # JSON, or a file of it: {"part of a tensor's name, with *": alpha}; first wins
 
 
@@ -91,14 +91,21 @@ def of_tensors(rules: Rules, alpha: float, places: Mapping[str, Place]) -> dict[
             f"--alpha.layers: these are {len(listed)} numbers, and the model has {layers} layers; "
             "give one number for each."
         )
+    groups = {name: _group(rules, name) for name in GROUPS}
     table = _table(rules.table, places) if rules.table else []
     found = {}
     for name, place in places.items():
         own = listed[place.layer] if listed and place.layer is not None else alpha
-        if (of_group := getattr(rules, place.group)) is not None:
-            own = of_group
+        own = own if groups[place.group] is None else groups[place.group]
         found[name] = next((one for pattern, one in table if pattern.match(name)), own)
     return found
+
+
+def _group(rules: Rules, name: str) -> float | None:
+    text = getattr(rules, name)
+    if "," in text:
+        raise UserError(f"--alpha.{name}={text}: write one number, such as 0.3.")
+    return _numbers(text, f"--alpha.{name}")[0] if text else None
 
 
 def _table(text: str, names: Mapping[str, Place]) -> list[tuple[re.Pattern, float]]:
