@@ -17,7 +17,7 @@ from alignjax.processes import is_first, on_first
 from alignjax.progress import clock, phase, say
 from alignjax.run import Baseline, Run
 from alignjax.sharding import place_rows
-from alignjax.step import State, train_step
+from alignjax.step import State, finite, train_step
 from alignjax.stopping import asked_to_stop
 
 
@@ -29,6 +29,7 @@ def fit(run: Run, state: State, first: int, base: Baseline, manager) -> tuple[St
     """
     total = len(run.steps)
     if first == total:
+        _check_state(run, state, first, manager)
         _finish_here(run, state, first, base)
         return state, first
     try:
@@ -117,6 +118,7 @@ def _steps(
             if not (evaluating or saving):
                 continue
             line, pending = finish(), None
+            _check_state(run, state, done, manager)
             held_out = {}
             if evaluating:
                 held_out = evaluate(run, state.result(), done, base)
@@ -124,7 +126,8 @@ def _steps(
             log.write(line | held_out)
             if saving:
                 log.flush()
-                checkpoint.save(manager, state, done, config, held_out or None)
+                known = held_out and all(map(math.isfinite, held_out.values()))
+                checkpoint.save(manager, state, done, config, held_out if known else None)
             mark, marked, waited = time.monotonic(), done, 0.0
             if stopping:
                 break
@@ -181,6 +184,7 @@ def _check(run: Run, pending, state: State, manager) -> dict[str, float]:
     if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
         return values
     good = int(state.step)
+    _check_state(run, state, good, manager)
     checkpoint.wait(manager, state)
     if manager.latest_step() != good:
         checkpoint.save(manager, state, good, run.config, None)
@@ -203,6 +207,19 @@ def _check(run: Run, pending, state: State, manager) -> dict[str, float]:
         f"step {index + 1}: loss {values['loss']}, grad_norm {values['grad_norm']}; the "
         f"{run.unit()} ({which}): {places}. The weights after step {good} are saved in "
         f"{run.directory / 'checkpoints'}; mend the data or lower optimizer.learning_rate."
+    )
+
+
+def _check_state(run: Run, state: State, step: int, manager) -> None:
+    """Stop the run where a weight or moment is not finite, naming the last good step."""
+    if bool(finite(state)):
+        return
+    checkpoint.wait(manager, state)
+    good = max((one for one in manager.all_steps() if one < step), default=None)
+    saved = f"those of step {good} are, and are saved in {run.directory / 'checkpoints'}"
+    raise FloatingPointError(
+        f"the weights after step {step}, or their moments, are not finite; "
+        f"{saved if good else 'no step is saved'}; lower optimizer.learning_rate."
     )
 
 

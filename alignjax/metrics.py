@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import json
+import math
 import os
 import socket
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alignjax import config as configs
-from alignjax.errors import UserError
+from alignjax.errors import UserError, printable
 from alignjax.files import is_remote, naming, write_whole
 from alignjax.processes import is_first
 
@@ -45,6 +46,7 @@ def writing(directory: Path, config: configs.Training, step: int) -> Iterator[Lo
             logs.append(_wandb(directory, config))
 
         def write(line: dict) -> None:
+            line = {printable(name): value for name, value in line.items() if math.isfinite(value)}
             for log in logs if line else []:
                 log.write(line)
 

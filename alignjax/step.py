@@ -109,6 +109,13 @@ def train_step(
     return jax.tree.map(partial(jnp.where, good), new, state), metrics
 
 
+@jax.jit
+def finite(state: State) -> jax.Array:
+    """Whether every weight, moment and average is finite: for saves, as it reads all of them."""
+    leaves = (leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
 @partial(jax.jit, static_argnames=("stage", "compute"))
 def metrics_step(
     model: Decoder, batch: Batch, micro_batches: jax.Array, *, stage: Stage, compute: Compute
