@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from alignjax.config import Compute
 from alignjax.data.batches import Batch
+from alignjax.errors import UserError
 from alignjax.models.decoder import Decoder, hidden_states
 from alignjax.sharding import spec
 
@@ -18,6 +19,8 @@ def sequence_rewards(model: Decoder, batch: Batch, compute: Compute) -> tuple[ja
     The last token is found by the sequence's extent, and never by a token's id. The head is
     multiplied in float32 whatever the dtype of the model's arithmetic is.
     """
+    if model.score is None:
+        raise UserError("a language model gives no rewards: use logps.sequence_logps.")
     h_BTD = hidden_states(model, batch.tokens, batch.positions, batch.segments, compute)
     numbers = 1 + jnp.arange(batch.ref.shape[1] * batch.ref.shape[2])
     own_BTQ = batch.segments[..., None] == numbers

@@ -6,7 +6,7 @@ evaluation, on all items of a data set.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -41,17 +41,21 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
+    """What a stage is; those of equal configs are equal, so that `jax.jit` compiles once."""
+
+    config: Training
     name: str
     unit: str  # what a user calls an item
     needs_reference: bool
     scores: Scoring
-    terms: Callable[[jax.Array, Facts], Terms]  # of scores [..., P, S]
+    terms: Callable[[jax.Array, Facts], Terms] = field(compare=False)  # of scores [..., P, S]
     sft_term: bool = False  # whether the loss has one, beside that of pairs
 
 
 def stage_of(config: Training) -> Stage:
     if isinstance(config, DPO):
         return Stage(
+            config,
             "dpo",
             "pairs",
             config.loss != "simpo",
@@ -61,6 +65,7 @@ def stage_of(config: Training) -> Stage:
         )
     if isinstance(config, RM):
         return Stage(
+            config,
             "rm",
             "pairs",
             False,
@@ -68,7 +73,7 @@ def stage_of(config: Training) -> Stage:
             lambda rewards, facts: rm_terms(rewards, facts, config.centering),
         )
     assert isinstance(config, SFT)
-    return Stage("sft", "sequences", False, sequence_logps, sft_terms)
+    return Stage(config, "sft", "sequences", False, sequence_logps, sft_terms)
 
 
 def sft_terms(pi_PS: jax.Array, facts: Facts) -> Terms:

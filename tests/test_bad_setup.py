@@ -284,7 +284,7 @@ SETTINGS = {
         "or choose another selection."
     ),
     ("--data.weights=1,2",): (
-        "data.weights=1,2: give a number of at least 0 for each name of data.path (1 here), with "
+        "data.weights=1,2: give a number from 0 to 1000 for each name of data.path (1 here), with "
         "commas between."
     ),
     ("--data.weights=0",): "data.weights=0 leaves no row to train on.",

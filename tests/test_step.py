@@ -8,7 +8,7 @@ import pytest
 from conftest import mesh, random_batch, tiny_config
 
 from alignjax import optim, step
-from alignjax.config import DPO, SFT, Compute, Optimizer
+from alignjax.config import DPO, RM, SFT, Compute, Optimizer
 from alignjax.data.batches import Batch
 from alignjax.logps import sequence_logps
 from alignjax.models import decoder
@@ -166,6 +166,22 @@ def test_dpo_starts_at_ln_2_and_leaves_it(dtype, tolerance, sizes):
     state, second = advance(state, batch, np.int32(1), np.int32(1))
     assert float(second["loss"]) < np.log(2) - 10 * tolerance
     assert float(second["rewards/margins"]) > 0
+
+
+@pytest.mark.parametrize("kind", [DPO, SFT, RM])
+def test_equal_configs_have_one_stage_and_one_program(kind):
+    first, again, other = stage_of(kind()), stage_of(kind()), stage_of(kind(seed=1))
+    assert first == again and hash(first) == hash(again) and first != other
+    traced = []
+
+    @partial(jax.jit, static_argnames="stage")
+    def step(x, stage):
+        traced.append(stage)
+        return x + 1
+
+    for stage in (first, again):
+        step(np.float32(1), stage=stage)
+    assert traced == [first]
 
 
 def soft(x):

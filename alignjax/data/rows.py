@@ -89,7 +89,7 @@ def carried(stage: str, row: dict, place: Place) -> dict[str, float | str]:
     scores = [row.get(name) for name in _SCORES]
     if stage == "dpo" and "margin" not in found and None not in scores:
         better, worse = (number(row[name], name, place) for name in _SCORES)
-        found["margin"] = better - worse
+        found["margin"] = number(better - worse, "score_chosen - score_rejected", place)
     if found.get("weight", 0.0) < 0:
         raise UserError(
             f"{place}: `weight` is {row['weight']}; it must be 0 or more (swap `chosen` and "
