@@ -232,9 +232,12 @@ def test_a_reward_that_is_not_finite_is_refused_with_its_place(ended, home, tmp_
 
 
 def test_a_pair_whose_sides_become_the_same_tokens_is_a_tie(ended, home, tmp_path):
+    template = (home / "reward/chat_template.jinja").read_text()
+    (tmp_path / "t.jinja").write_text(template.replace("['content']", "['content'] | trim"))
     same = {"prompt": TALK, "chosen": "no", "rejected": " no", "source": "model"}
     file = rows(home, *PAIRS[:3], same, same, file="ties.jsonl")
-    code, shown, _ = ended(f"--data.eval-path={file}", f"--out={tmp_path / 'ties'}")
+    more = (f"--model.chat-template={tmp_path / 't.jinja'}", f"--out={tmp_path / 'ties'}")
+    code, shown, _ = ended(f"--data.eval-path={file}", *more)
     assert code == 0 and "which count as ties: 2" in shown
     results, pairs = read(tmp_path / "ties")
     assert results["same_tokens"] == 2 and results["rows"]["kept"] == 5
