@@ -84,28 +84,23 @@ def of_tensors(rules: Rules, alpha: float, places: Mapping[str, Place]) -> dict[
     Raises UserError where a rule has no meaning, or no tensor.
     """
     layers = 1 + max(place.layer for place in places.values() if place.layer is not None)
-    listed = _numbers(rules.layers, "--alpha.layers") if rules.layers else []
-    listed *= layers if len(listed) == 1 else 1
-    if listed and len(listed) != layers:
-        raise UserError(
-            f"--alpha.layers: these are {len(listed)} numbers, and the model has {layers} layers; "
-            "give one number for each."
-        )
-    groups = {name: _group(rules, name) for name in GROUPS}
+    listed = _spread(rules.layers, "--alpha.layers", layers)
+    groups = {name: _spread(getattr(rules, name), f"--alpha.{name}", 1) for name in GROUPS}
     table = _table(rules.table, places) if rules.table else []
     found = {}
     for name, place in places.items():
         own = listed[place.layer] if listed and place.layer is not None else alpha
-        own = own if groups[place.group] is None else groups[place.group]
+        own = groups[place.group][0] if groups[place.group] else own
         found[name] = next((one for pattern, one in table if pattern.match(name)), own)
     return found
 
 
-def _group(rules: Rules, name: str) -> float | None:
-    text = getattr(rules, name)
-    if "," in text:
-        raise UserError(f"--alpha.{name}={text}: write one number, such as 0.3.")
-    return _numbers(text, f"--alpha.{name}")[0] if text else None
+def _spread(text: str, key: str, count: int) -> list[float]:
+    """So many numbers, of a text that holds them or one for all; none of an empty one."""
+    found = _numbers(text, key) if text else []
+    if len(found) not in (0, 1, count):
+        raise UserError(f"{key}: these are {len(found)} numbers; give one, or {count} of them.")
+    return found * count if len(found) == 1 else found
 
 
 def _table(text: str, names: Mapping[str, Place]) -> list[tuple[re.Pattern, float]]:
