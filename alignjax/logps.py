@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.config import Compute
-from alignjax.data.batches import Batch
+from alignjax.data.batches import PackedBatch
 from alignjax.errors import UserError
 from alignjax.models.decoder import Decoder, head_weight, hidden_states
 from alignjax.models.linear import GRADIENT, gather
 from alignjax.sharding import axis_size, spec
 
 
-def sequence_logps(model: Decoder, batch: Batch, compute: Compute) -> tuple[jax.Array, jax.Array]:
+def sequence_logps(
+    model: Decoder, batch: PackedBatch, compute: Compute
+) -> tuple[jax.Array, jax.Array]:
     """Summed log-probs of every packed sequence's trained tokens, and how many those are.
 
     Both float32 [B, P, S], 0 where a row holds no such sequence. Only hidden states that predict a

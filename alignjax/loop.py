@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from alignjax import checkpoint, divergence, evaluation, metrics, optim, samples
-from alignjax.data.batches import Batch
+from alignjax.data.batches import PackedBatch
 from alignjax.files import save_array
 from alignjax.models.decoder import Decoder
 from alignjax.processes import is_first, on_first
@@ -173,7 +173,7 @@ def _scores_file(run: Run, step: int) -> Path:
     return run.directory / "eval" / f"step-{step}.npy"
 
 
-def _next(batches: Iterator[Batch], rows: int) -> Batch:
+def _next(batches: Iterator[PackedBatch], rows: int) -> PackedBatch:
     return place_rows(next(batches), rows)
 
 

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.config import Compute
-from alignjax.data.batches import Batch
+from alignjax.data.batches import PackedBatch
 from alignjax.errors import UserError
 from alignjax.models.decoder import Decoder, hidden_states
 from alignjax.sharding import spec
 
 
-def sequence_rewards(model: Decoder, batch: Batch, compute: Compute) -> tuple[jax.Array, jax.Array]:
+def sequence_rewards(
+    model: Decoder, batch: PackedBatch, compute: Compute
+) -> tuple[jax.Array, jax.Array]:
     """The reward of every packed sequence, and 1 where there is one; float32 [B, P, S].
 
     The last token is found by the sequence's extent, and never by a token's id. The head is

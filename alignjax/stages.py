@@ -15,7 +15,7 @@ import numpy as np
 
 from alignjax import losses
 from alignjax.config import DPO, RM, SFT, Compute, Training
-from alignjax.data.batches import Batch
+from alignjax.data.batches import PackedBatch
 from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
 from alignjax.rewards import sequence_rewards
@@ -23,7 +23,7 @@ from alignjax.rewards import sequence_rewards
 # name -> (values, counts), both [..., P]; the metric is sum(values) / sum(counts)
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 # (model, batch, compute) -> a number for each sequence and its trained tokens, float32 [B, P, S]
-Scoring = Callable[[Decoder, Batch, Compute], tuple[jax.Array, jax.Array]]
+Scoring = Callable[[Decoder, PackedBatch, Compute], tuple[jax.Array, jax.Array]]
 # Metrics that parts of a batch do not sum: how those of two parts join, and that of no part.
 EXTREMES = {"rewards/min": (jnp.minimum, np.inf), "rewards/max": (jnp.maximum, -np.inf)}
 
@@ -168,7 +168,7 @@ def _preferences(
 
 def batch_loss(
     model: Decoder,
-    batch: Batch,
+    batch: PackedBatch,
     stage: Stage,
     compute: Compute,
     pairs_per_token: jax.Array | float = 1.0,
@@ -186,7 +186,7 @@ def batch_loss(
     return sums["loss"][0], sums
 
 
-def pairs_per_token(stage: Stage, batch: Batch) -> jax.Array | float:
+def pairs_per_token(stage: Stage, batch: PackedBatch) -> jax.Array | float:
     """Pairs of a whole step [A, B, ...] over their chosen sides' trained tokens, both by weight.
 
     1 for a loss without an SFT term.
