@@ -7,19 +7,22 @@ a field is its help text.
 import os
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from alignjax.errors import UserError
-from alignjax.validate import Bound
+from alignjax.validate import Bound, check
 
 Options = TypeVar("Options")
 
 _MOST = 2**31 - 1  # of a count
 Count = Annotated[int, Bound(0, _MOST)]
 Positive = Annotated[int, Bound(1, _MOST)]
+Length = Annotated[int, Bound(1, 2**20)]  # tokens
+Few = Annotated[int, Bound(1, 2**16)]
 Large = Annotated[float, Bound(0, 1e6)]
 Share = Annotated[float, Bound(0, 1)]
 Flip = Annotated[float, Bound(0, 0.5)]  # a probability
@@ -60,7 +63,7 @@ class Data:
     eval_fraction: Part = 0.0  # share of prompts held out, by hash, where no `split` column is
     strings: Literal["chat", "plain"] = "chat"  # string columns: turns of a chat, or text as it is
     train_on: Literal["all", "last", "everything"] = "all"  # turns of an answer, or (sft) all text
-    max_length: Annotated[int, Bound(2, _MOST)] = 1024  # tokens a sequence may have
+    max_length: Annotated[int, Bound(2, 2**20)] = 1024  # tokens a sequence may have
     max_prompt_length: Count = 0  # of a pair (or set) too long, cut from the left; 0: it is dropped
     weights: str = ""  # of data.path's names, as "1,0.1": 0.1 keeps a tenth, 2 takes all twice
     max_responses: Count = 0  # rm: of a set, its best, its worst and some between; 0: all
@@ -77,8 +80,8 @@ class Batch:
     pairs: Count = 0  # preference pairs (rm: or sets) a step, packed within the step (rm, dpo)
     sequences: Count = 0  # sequences a step, packed within the step (sft)
     rows: Count = 0  # full rows a step, packed over the whole epoch
-    row_length: Positive = 2048  # tokens a packed row
-    rows_per_device: Positive = 1  # rows of a micro-batch on each data-parallel device
+    row_length: Length = 2048  # tokens a packed row
+    rows_per_device: Few = 1  # rows of a micro-batch on each data-parallel device
     epochs: Positive = 1  # passes over the data
     max_steps: Count = 0  # stop, and end the schedule, after so many steps; 0: when the epochs end
 
@@ -116,7 +119,7 @@ class Log:
 class Samples:
     prompts: Count = 0  # held-out prompts answered before and after training; 0: none
     show: Count = 3  # of those, printed at the end
-    max_tokens: Positive = 96  # longest answer, in tokens
+    max_tokens: Length = 96  # longest answer, in tokens
     temperature: Large = 0.7  # 0: greedy
     batch: Positive = 64  # prompts answered at one time on each data-parallel device
     kl: bool = False  # dpo: answer at each evaluation, and measure KL to the reference, read again
@@ -184,8 +187,8 @@ class DPO(Training):
 
 @dataclass(frozen=True)
 class Rows:
-    row_length: Positive = 2048  # tokens a packed row
-    rows_per_device: Positive = 4  # rows scored at one time on each data-parallel device
+    row_length: Length = 2048  # tokens a packed row
+    rows_per_device: Few = 4  # rows scored at one time on each data-parallel device
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,7 @@ def load(name: str, command: str = "alignjax.train") -> Training | RMEval:
     Raises UserError for a name that does not exist, or a file that holds no config of the command.
     """
     if name.endswith(".py") and Path(name).is_file():
-        config = runpy.run_path(name).get("config")
+        config = _run(Path(name)).get("config")
     elif name in (named := _named()):
         config = named[name][1]
     else:
@@ -237,6 +240,7 @@ def load(name: str, command: str = "alignjax.train") -> Training | RMEval:
             f"of: {', '.join(names(command))}."
         )
     if isinstance(config, COMMANDS[command]):
+        check(config, type(config), name)
         return config
     wanted = " or ".join(f"{kind.__name__}(...)" for kind in COMMANDS[command])
     for other, kinds in COMMANDS.items():
@@ -247,11 +251,24 @@ def load(name: str, command: str = "alignjax.train") -> Training | RMEval:
     raise UserError(f"{name}: set `config` to {wanted} of alignjax.config.")
 
 
+def _run(file: Path) -> dict:
+    """Run a config file and return its names. Raises UserError, with the line, where it fails."""
+    try:
+        return runpy.run_path(str(file))
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [at.lineno for at in frames if at.filename == str(file)]
+        lines += [error.lineno] if isinstance(error, SyntaxError) else []
+        place = f"{file}, line {lines[-1]}" if lines and lines[-1] else f"{file}"
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"{place}: this config does not run ({why}); mend the file.") from None
+
+
 def _named() -> dict[str, tuple[str, Training | RMEval]]:
     """Name -> (line, config): each file's `config` by the file's name, or its table `configs`."""
     found = {}
     for file in sorted(config_dir().glob("[!_]*.py")):
-        values = runpy.run_path(str(file))
+        values = _run(file)
         line = (values["__doc__"] or "").partition("\n")[0]
         found |= values.get("configs", {file.stem: (line, values.get("config"))})
     return found

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from alignjax import command
+from alignjax import command, validate
 from alignjax import config as configs
 from alignjax.errors import UserError
 
@@ -24,7 +24,7 @@ class Convert:
     dst: str  # the directory to write; it must not be there yet, or be empty
     to: Literal["hf", "orbax"] = "hf"  # orbax: config.json and weights/, an Orbax checkpoint
     dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"  # source: each its own
-    shard_bytes: int = 5_000_000_000  # hf: largest safetensors file, bytes
+    shard_bytes: configs.Bytes = 5_000_000_000  # hf: largest safetensors file, bytes
     check: bool = False  # compare logits of both afterwards, one by transformers; needs torch
 
 
@@ -56,8 +56,7 @@ def parse(arguments: Sequence[str] | None = None) -> Convert:
 def check(args: Convert) -> None:
     from alignjax.files import check_absent
 
-    if args.shard_bytes < 1:
-        raise UserError(f"--shard-bytes={args.shard_bytes}: it must be at least 1.")
+    validate.check(args, Convert, "")
     check_absent(args.dst, "--dst", [args.src])
 
 

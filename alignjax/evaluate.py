@@ -63,6 +63,7 @@ def evaluate(config: configs.RMEval) -> int:
             "weights are sound."
         )
     if processes.is_first():
+        rewards = np.take_along_axis(rewards, same_tokens(data), axis=1)
         found = results(data, rewards)
         show(config, found)
         if config.out:
@@ -105,7 +106,7 @@ def _prepare(config: configs.RMEval):
     with phase("tokenizing held-out rows") as update:
         data = in_turn(
             lambda: token_set(
-                config.data, "rm", True, tokenizer, source.tokenizer_dir, cache, update
+                config.data, "evaluation", True, tokenizer, source.tokenizer_dir, cache, update
             )
         )
     sets = {"held out": data}
@@ -127,6 +128,19 @@ def _prepare(config: configs.RMEval):
     return source, data
 
 
+def same_tokens(data):
+    """The first side of an item with the same tokens as each side, int64 [items, S]."""
+    import numpy as np
+
+    found = np.tile(np.arange(data.sides), (len(data), 1))
+    for item, first in enumerate(data.starts[:-1]):
+        seen = {}
+        for side in range(data.starts[item + 1] - first):
+            start, end = data.offsets[first + side :][:2]
+            found[item, side] = seen.setdefault(data.tokens[start:end].tobytes(), side)
+    return found
+
+
 def results(data, rewards) -> dict:
     """Everything that is measured, as results.json holds it; `rewards` is float32 [items, S].
 
@@ -142,8 +156,10 @@ def results(data, rewards) -> dict:
     longer = tokens[items, sides[0]] - tokens[items, sides[1]]
     bins, error = preferences.calibration(margins)
     labels = evaluation.labels(data)
+    same = same_tokens(data)
     return {
         "rows": data.counts,
+        "same_tokens": int((same[items, sides[0]] == same[items, sides[1]]).sum()),
         "all": preferences.agreement(margins, longer, items),
         "rewards": {
             name: preferences.spread(side)
@@ -177,6 +193,8 @@ def show(config: configs.RMEval, found: dict) -> None:
     console.print(table)
     if sets := found["all"].get("sets"):
         console.print(f"these are the pairs of {sets:,} sets, and an interval counts each set once")
+    if same := found["same_tokens"]:
+        console.print(f"pairs whose sides have the same tokens, which count as ties: {same:,}")
     for name, side in found["rewards"].items():
         spread = ", ".join(f"{what} {value:.4f}" for what, value in side.items())
         console.print(f"rewards of {name} answers: {spread}")

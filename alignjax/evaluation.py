@@ -62,7 +62,7 @@ def item_terms(stage: Stage, scores: np.ndarray, ref: np.ndarray, data: TokenSet
     tokens = data.trained_counts().astype(np.float32)
     rate = 1.0
     if stage.sft_term:
-        rate = data.weight.sum() / (data.weight * tokens[:, 0]).sum()
+        rate = data.weight.sum() / ((data.weight * tokens[:, 0]).sum() or 1.0)
     facts = Facts(ref, tokens, data.margin, data.weight, data.by_item(data.ranks))
     parts = []
     for start in range(0, max(1, len(data)), 1024):  # a set of 64 has 2,016 pairs
@@ -81,9 +81,14 @@ def item_terms(stage: Stage, scores: np.ndarray, ref: np.ndarray, data: TokenSet
 def means(terms) -> dict[str, float]:
     """Metrics of the whole set, with `eval_` in front."""
     return {
-        f"eval_{name}": float(values.sum() / (counts.sum() or 1.0))  # of weights that may all be 0
+        f"eval_{name}": float(ratio(values.sum(), counts.sum()))
         for name, (values, counts) in terms.items()
     }
+
+
+def ratio(sums, counts):
+    """Means of sums; 0 where no item, or none of a weight above 0, counts."""
+    return sums / np.where(counts == 0, 1.0, counts)
 
 
 def labels(data: TokenSet) -> dict[str, np.ndarray]:
@@ -142,7 +147,7 @@ def paired_bootstrap(before, after, seed: int = 0, draws: int = 10_000) -> tuple
     for start in range(0, draws, 1000):
         picks = rng.integers(0, n, (min(1000, draws - start), n))
         mean_before, mean_after = (
-            values[picks].sum(1) / counts[picks].sum(1) for values, counts in (before, after)
+            ratio(values[picks].sum(1), counts[picks].sum(1)) for values, counts in (before, after)
         )
         differences.append(mean_after - mean_before)
     low, high = np.percentile(np.concatenate(differences), [2.5, 97.5])

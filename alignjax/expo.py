@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
-from alignjax import command
+from alignjax import command, validate
 from alignjax import config as configs
 from alignjax.errors import UserError
 from alignjax.extrapolation import alphas
@@ -29,7 +29,7 @@ class Expo:
     out: str = ""  # the directory to write; of several alphas it holds alpha_0.1, alpha_0.2, ...
     to: Literal["hf", "orbax"] = "hf"  # orbax: config.json and weights/, an Orbax checkpoint
     dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"  # source: --strong's
-    shard_bytes: int = 5_000_000_000  # hf: largest safetensors file, bytes
+    shard_bytes: configs.Bytes = 5_000_000_000  # hf: largest safetensors file, bytes
     common_rows: bool = False  # vocabularies of two sizes: extrapolate the rows that both have
     special_tokens: Literal["extrapolate", "keep"] = "extrapolate"  # keep: --strong's rows of them
     report: Literal["sample", "whole"] = "sample"  # what the report reads of both sides
@@ -68,9 +68,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Expo, Rules]:
 def check(args: Expo) -> None:
     from alignjax.files import check_absent
 
+    validate.check(args, Expo, "")
     alphas.typed(args.alpha)
-    if args.shard_bytes < 1:
-        raise UserError(f"--shard-bytes={args.shard_bytes}: it must be at least 1.")
     if args.out:
         check_absent(args.out, "--out", [args.weak, args.strong])
     elif not args.dry_run:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignjax import checks, command
+from alignjax import checks, command, validate
 from alignjax import config as configs
 from alignjax.errors import UserError
 
@@ -17,7 +17,7 @@ from alignjax.errors import UserError
 class Inspect:
     """What to show, beside the keys of the run."""
 
-    rows: int = 3  # packed rows to show
+    rows: configs.Count = 3  # packed rows to show
     html: str = ""  # the page to write; empty: RUN_DIR/inspect.html
     skip_loss: bool = False  # leave out the first batch's loss, which alone needs the weights
 
@@ -30,8 +30,7 @@ def main() -> int:
 
 
 def check(args: Inspect) -> None:
-    if args.rows < 0:
-        raise UserError(f"--rows={args.rows}: it must be at least 0.")
+    validate.check(args, Inspect, "")
     if args.html and not args.html.endswith(".html"):
         raise UserError(f"--html={args.html}: name a file that ends in .html.")
 

@@ -10,18 +10,23 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.config import Compute
-from alignjax.data.batches import Batch
+from alignjax.data.batches import PackedBatch
+from alignjax.errors import UserError
 from alignjax.models.decoder import Decoder, head_weight, hidden_states
 from alignjax.models.linear import GRADIENT, gather
 from alignjax.sharding import axis_size, spec
 
 
-def sequence_logps(model: Decoder, batch: Batch, compute: Compute) -> tuple[jax.Array, jax.Array]:
+def sequence_logps(
+    model: Decoder, batch: PackedBatch, compute: Compute
+) -> tuple[jax.Array, jax.Array]:
     """Summed log-probs of every packed sequence's trained tokens, and how many those are.
 
     Both float32 [B, P, S], 0 where a row holds no such sequence. Only hidden states that predict a
     trained token meet the head.
     """
+    if model.config.scored:
+        raise UserError("a reward model gives no log-probs: use rewards.sequence_rewards.")
     h_BTD = hidden_states(model, batch.tokens, batch.positions, batch.segments, compute)
     real_BM = batch.targets > 0
     tokens_BM = jnp.take_along_axis(batch.tokens, batch.targets, axis=1)

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from alignjax import checkpoint, divergence, evaluation, lock, metrics, optim, samples
-from alignjax.data.batches import Batch
+from alignjax.data.batches import PackedBatch
 from alignjax.files import load_array, save_array
 from alignjax.models.decoder import Decoder
 from alignjax.processes import is_first, on_first
 from alignjax.progress import clock, phase, say
 from alignjax.run import Baseline, Run
 from alignjax.sharding import place_rows
-from alignjax.step import State, train_step
+from alignjax.step import State, finite, train_step
 from alignjax.stopping import asked_to_stop
 
 
@@ -29,6 +29,7 @@ def fit(run: Run, state: State, first: int, base: Baseline, manager) -> tuple[St
     """
     total = len(run.steps)
     if first == total:
+        _check_state(run, state, first, manager)
         _finish_here(run, state, first, base)
         return state, first
     try:
@@ -119,6 +120,7 @@ def _steps(
                 continue
             on_first(lambda: lock.check_place(run.directory))
             line, pending = finish(), None
+            _check_state(run, state, done, manager)
             held_out = {}
             if evaluating:
                 held_out = evaluate(run, state.result(), done, base)
@@ -126,7 +128,9 @@ def _steps(
             log.write(line | held_out)
             if saving:
                 log.flush()
-                checkpoint.save(manager, state, done, config, held_out or None, base.start())
+                finite = held_out and all(map(math.isfinite, held_out.values()))
+                measured = held_out if finite else None
+                checkpoint.save(manager, state, done, config, measured, base.start())
             mark, marked, waited = time.monotonic(), done, 0.0
             if stopping:
                 break
@@ -172,7 +176,7 @@ def _scores_file(run: Run, step: int) -> Path:
     return run.directory / "eval" / f"step-{step}.npy"
 
 
-def _next(batches: Iterator[Batch], rows: int) -> Batch:
+def _next(batches: Iterator[PackedBatch], rows: int) -> PackedBatch:
     return place_rows(next(batches), rows)
 
 
@@ -183,6 +187,7 @@ def _check(run: Run, base: Baseline, pending, state: State, manager) -> dict[str
     if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
         return values
     good = int(state.step)
+    _check_state(run, state, good, manager)
     checkpoint.wait(manager, state)
     if manager.latest_step() != good:
         checkpoint.save(manager, state, good, run.config, None, base.start())
@@ -205,6 +210,19 @@ def _check(run: Run, base: Baseline, pending, state: State, manager) -> dict[str
         f"step {index + 1}: loss {values['loss']}, grad_norm {values['grad_norm']}; the "
         f"{run.unit()} ({which}): {places}. The weights after step {good} are saved in "
         f"{run.directory / 'checkpoints'}; mend the data or lower optimizer.learning_rate."
+    )
+
+
+def _check_state(run: Run, state: State, step: int, manager) -> None:
+    """Stop the run where a weight or moment is not finite, naming the last good step."""
+    if bool(finite(state)):
+        return
+    checkpoint.wait(manager, state)
+    good = max((one for one in manager.all_steps() if one < step), default=None)
+    saved = f"those of step {good} are, and are saved in {run.directory / 'checkpoints'}"
+    raise FloatingPointError(
+        f"the weights after step {step}, or their moments, are not finite; "
+        f"{saved if good else 'no step is saved'}; lower optimizer.learning_rate."
     )
 
 

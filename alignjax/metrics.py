@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import json
+import math
 import os
 import socket
 import time
@@ -14,7 +15,7 @@ from typing import Annotated, NamedTuple, TypedDict
 
 from alignjax import config as configs
 from alignjax import validate
-from alignjax.errors import UserError
+from alignjax.errors import UserError, printable
 from alignjax.files import is_remote, naming, write_whole
 from alignjax.processes import is_first
 
@@ -52,6 +53,7 @@ def writing(directory: Path, config: configs.Training, step: int) -> Iterator[Lo
             logs.append(_wandb(directory, config))
 
         def write(line: dict) -> None:
+            line = {printable(name): value for name, value in line.items() if math.isfinite(value)}
             for log in logs if line else []:
                 log.write(line)
 

@@ -48,6 +48,7 @@ def optimizer(
     elif config.rule == "lion":
         rule = optax.lion(rate, **moments, **decay)
     else:
+        assert config.rule == "adafactor"
         rule = optax.chain(
             optax.scale_by_factored_rms(),
             optax.clip_by_block_rms(1.0),

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 
 from alignjax.errors import printable
@@ -29,6 +30,10 @@ class _Console(Console):
 
     def render_str(self, text: str, **options) -> Text:
         return super().render_str(printable(text), **options)
+
+    def render(self, renderable, options=None) -> Iterator[Segment]:
+        for part in super().render(renderable, options):
+            yield part if part.control else part._replace(text=printable(part.text))
 
     def on_broken_pipe(self) -> None:
         """Drop the output from here on: a run does not end because nobody reads its log."""

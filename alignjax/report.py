@@ -64,7 +64,7 @@ def show(run: Run, base: Baseline, before: list[dict], after: list[dict], export
 
 def _compared(start, end, value: str, change: str) -> tuple[str, str, str]:
     low, high = evaluation.paired_bootstrap(start, end)
-    first, last = (values.sum() / counts.sum() for values, counts in (start, end))
+    first, last = (evaluation.ratio(v.sum(), n.sum()) for v, n in (start, end))
     interval = f"{change.format(last - first)} [{change.format(low)}, {change.format(high)}]"
     return value.format(first), value.format(last), interval
 

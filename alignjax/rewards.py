@@ -7,18 +7,23 @@ import jax
 import jax.numpy as jnp
 
 from alignjax.config import Compute
-from alignjax.data.batches import Batch
+from alignjax.data.batches import PackedBatch
+from alignjax.errors import UserError
 from alignjax.models.decoder import Decoder, hidden_states
 from alignjax.sharding import spec
 
 
-def sequence_rewards(model: Decoder, batch: Batch, compute: Compute) -> tuple[jax.Array, jax.Array]:
+def sequence_rewards(
+    model: Decoder, batch: PackedBatch, compute: Compute
+) -> tuple[jax.Array, jax.Array]:
     """The reward of every packed sequence, and 1 where there is one; float32 [B, P, S].
 
     As transformers does, the reward is read at the last token that is not `pad_token_id` of the
     model's config.json, or at the first one if there is no other. The head is multiplied in float32
     whatever the dtype of the model's arithmetic is.
     """
+    if model.score is None:
+        raise UserError("a language model gives no rewards: use logps.sequence_logps.")
     h_BTD = hidden_states(model, batch.tokens, batch.positions, batch.segments, compute)
     numbers = 1 + jnp.arange(batch.ref.shape[1] * batch.ref.shape[2])
     own_BTQ = batch.segments[..., None] == numbers

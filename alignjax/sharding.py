@@ -4,9 +4,11 @@ Shardings are explicit (JAX's default since 0.9): `use_mesh` is called once, by 
 arrays are born with the sharding that `spec` gives. Everything else speaks of logical axes.
 """
 
+import math
+
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 
 from alignjax.errors import UserError
 
@@ -26,6 +28,7 @@ RULES = {
 
 def spec(*axes: str | None) -> jax.P:
     """Partition of an array whose dimensions carry these logical axes."""
+    _mesh_shape()
     return jax.P(*(None if axis is None else RULES[axis] for axis in axes))
 
 
@@ -38,22 +41,33 @@ def use_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1) -> jax.sharding.
     """Sets the mesh for the process; one size may be -1 and takes the devices left over."""
     devices = jax.device_count()
     sizes = [replica, fsdp, tensor]
-    given = int(np.prod([size for size in sizes if size != -1]))
+    given = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and given > 0 and devices % given == 0:
         sizes[sizes.index(-1)] = devices // given
-    if min(sizes) < 1 or int(np.prod(sizes)) != devices:
+    if min(sizes) < 1 or math.prod(sizes) != devices:
         raise UserError(
             f"mesh replica={replica} x fsdp={fsdp} x tensor={tensor} does not fit {devices} "
             f"devices: make the product {devices}, or set one of the sizes to -1."
         )
-    mesh = jax.make_mesh(tuple(sizes), AXES)
+    try:
+        mesh = jax.make_mesh(tuple(sizes), AXES)
+    except NotImplementedError:  # an axis that is no product of a TPU's physical axes
+        split = mesh_utils.create_device_mesh(sizes, allow_split_physical_axes=True)
+        mesh = jax.sharding.Mesh(split, AXES, (jax.sharding.AxisType.Explicit,) * len(AXES))
     jax.set_mesh(mesh)
     return mesh
 
 
+def _mesh_shape() -> dict[str, int]:
+    shape = jax.sharding.get_abstract_mesh().shape
+    if not shape:
+        raise UserError("no mesh is in use: call alignjax.sharding.use_mesh() first.")
+    return shape
+
+
 def axis_size(axis: str) -> int:
     """Number of parts into which the mesh in use splits a logical axis."""
-    shape = jax.sharding.get_abstract_mesh().shape
+    shape = _mesh_shape()
     rule = RULES[axis]
     return int(np.prod([shape[name] for name in ((rule,) if isinstance(rule, str) else rule)]))
 

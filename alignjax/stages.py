@@ -6,7 +6,7 @@ evaluation, on all items of a data set.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignjax import losses
-from alignjax.config import DPO, RM, Compute, Training
-from alignjax.data.batches import Batch
+from alignjax.config import DPO, RM, SFT, Compute, Training
+from alignjax.data.batches import PackedBatch
 from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
 from alignjax.rewards import sequence_rewards
@@ -23,7 +23,7 @@ from alignjax.rewards import sequence_rewards
 # name -> (values, counts), both [..., P]; the metric is sum(values) / sum(counts)
 Terms = dict[str, tuple[jax.Array, jax.Array]]
 # (model, batch, compute) -> a number for each sequence and its trained tokens, float32 [B, P, S]
-Scoring = Callable[[Decoder, Batch, Compute], tuple[jax.Array, jax.Array]]
+Scoring = Callable[[Decoder, PackedBatch, Compute], tuple[jax.Array, jax.Array]]
 # Metrics that parts of a batch do not sum: how those of two parts join, and that of no part.
 EXTREMES = {"rewards/min": (jnp.minimum, np.inf), "rewards/max": (jnp.maximum, -np.inf)}
 
@@ -41,17 +41,21 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
+    """What a stage is; those of equal configs are equal, so that `jax.jit` compiles once."""
+
+    config: Training
     name: str
     unit: str  # what a user calls an item
     needs_reference: bool
     scores: Scoring
-    terms: Callable[[jax.Array, Facts], Terms]  # of scores [..., P, S]
+    terms: Callable[[jax.Array, Facts], Terms] = field(compare=False)  # of scores [..., P, S]
     sft_term: bool = False  # whether the loss has one, beside that of pairs
 
 
 def stage_of(config: Training) -> Stage:
     if isinstance(config, DPO):
         return Stage(
+            config,
             "dpo",
             "pairs",
             config.loss != "simpo",
@@ -61,13 +65,15 @@ def stage_of(config: Training) -> Stage:
         )
     if isinstance(config, RM):
         return Stage(
+            config,
             "rm",
             "pairs",
             False,
             sequence_rewards,
             lambda rewards, facts: rm_terms(rewards, facts, config.centering),
         )
-    return Stage("sft", "sequences", False, sequence_logps, sft_terms)
+    assert isinstance(config, SFT)
+    return Stage(config, "sft", "sequences", False, sequence_logps, sft_terms)
 
 
 def sft_terms(pi_PS: jax.Array, facts: Facts) -> Terms:
@@ -140,8 +146,9 @@ def _dpo_loss(rewards, pi_PS: jax.Array, facts: Facts, config: DPO) -> jax.Array
             return losses.ipo_loss(ratios_PS[..., 0] - ratios_PS[..., 1], config.beta)
         case "robust":
             return losses.robust_loss(ahead, config.label_smoothing)
-        case _:  # sigmoid, simpo
+        case "sigmoid" | "simpo":
             return losses.sigmoid_loss(ahead, config.label_smoothing)
+    raise AssertionError(config.loss)
 
 
 def _preferences(
@@ -161,7 +168,7 @@ def _preferences(
 
 def batch_loss(
     model: Decoder,
-    batch: Batch,
+    batch: PackedBatch,
     stage: Stage,
     compute: Compute,
     pairs_per_token: jax.Array | float = 1.0,
@@ -179,7 +186,7 @@ def batch_loss(
     return sums["loss"][0], sums
 
 
-def pairs_per_token(stage: Stage, batch: Batch) -> jax.Array | float:
+def pairs_per_token(stage: Stage, batch: PackedBatch) -> jax.Array | float:
     """Pairs of a whole step [A, B, ...] over their chosen sides' trained tokens, both by weight.
 
     1 for a loss without an SFT term.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from alignjax.config import Compute
-from alignjax.data.batches import Batch
+from alignjax.data.batches import PackedBatch
 from alignjax.logps import sequence_logps
 from alignjax.models.decoder import Decoder
 from alignjax.stages import EXTREMES, Scoring, Stage, batch_loss, counted, pairs_per_token
@@ -35,7 +35,7 @@ def init_state(model: Decoder, tx: optax.GradientTransformation, ema_decay: floa
 
 
 def gradients(
-    model: Decoder, batch: Batch, micro_batches: jax.Array, stage: Stage, compute: Compute
+    model: Decoder, batch: PackedBatch, micro_batches: jax.Array, stage: Stage, compute: Compute
 ) -> tuple[Decoder, dict[str, jax.Array]]:
     """Gradient and metrics of the first `micro_batches` of a batch [A, B, ...].
 
@@ -51,7 +51,7 @@ def gradients(
     return jax.tree.map(lambda g: g / count, grads), _means(sums)
 
 
-def _joined(part: Callable, batch: Batch, micro_batches: jax.Array):
+def _joined(part: Callable, batch: PackedBatch, micro_batches: jax.Array):
     """What `part`, which gives (gradients, metrics), gives of the first `micro_batches` together.
 
     That is the sum of each, of a batch [A, B, ...], or among metrics the least or largest.
@@ -80,7 +80,7 @@ def _means(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
 @partial(jax.jit, static_argnames=("stage", "compute", "tx", "ema_decay"), donate_argnames="state")
 def train_step(
     state: State,
-    batch: Batch,
+    batch: PackedBatch,
     micro_batches: jax.Array,
     index: jax.Array,
     *,
@@ -109,15 +109,22 @@ def train_step(
     return jax.tree.map(partial(jnp.where, good), new, state), metrics
 
 
+@jax.jit
+def finite(state: State) -> jax.Array:
+    """Whether every weight, moment and average is finite: for saves, as it reads all of them."""
+    leaves = (leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
 @partial(jax.jit, static_argnames=("stage", "compute"))
 def metrics_step(
-    model: Decoder, batch: Batch, micro_batches: jax.Array, *, stage: Stage, compute: Compute
+    model: Decoder, batch: PackedBatch, micro_batches: jax.Array, *, stage: Stage, compute: Compute
 ) -> dict[str, jax.Array]:
     """The metrics that `train_step` would log of a batch, but for the gradient's norm."""
 
     rate = pairs_per_token(stage, batch)
 
-    def part(one: Batch) -> tuple[tuple, dict[str, jax.Array]]:
+    def part(one: PackedBatch) -> tuple[tuple, dict[str, jax.Array]]:
         return (), batch_loss(model, one, stage, compute, rate)[1]
 
     return _means(_joined(part, batch, micro_batches)[1])
@@ -125,7 +132,7 @@ def metrics_step(
 
 @partial(jax.jit, static_argnames=("scores", "compute"))
 def score_step(
-    model: Decoder, batch: Batch, *, scores: Scoring = sequence_logps, compute: Compute
+    model: Decoder, batch: PackedBatch, *, scores: Scoring = sequence_logps, compute: Compute
 ) -> jax.Array:
     """Log-probs or rewards [B, P, S] of the sequences of a micro-batch [1, B, ...]."""
     return scores(model, jax.tree.map(lambda x: x[0], batch), compute)[0]

@@ -45,10 +45,6 @@ class Bound(NamedTuple):
         return " and ".join(f"{name} {n}" for name, n in names.items() if n is not None)
 
 
-_SHOWN = reprlib.Repr()
-_SHOWN.maxstring = _SHOWN.maxlong = _SHOWN.maxother = 60
-
-
 class _Problem(NamedTuple):
     key: str  # where in the value, such as "rope_scaling.factor"; "" for the value itself
     value: object
@@ -64,10 +60,20 @@ def check(value: object, kind: Any, where: str, key: str = "") -> None:
     Annotated[..., Bound(...)]. Subclasses such as NumPy's numbers do not count.
     """
     if problem := _problem(value, kind, key):
-        shown = _SHOWN.repr(problem.value)  # of bounded length and depth
+        shown = _shown(problem.value)
         said = f"{problem.key}={shown}" if problem.key else shown
         where = f"{where}: " if where else ""
         raise UserError(f"{where}{said}: it must be {problem.wanted}.")
+
+
+def _shown(value: object) -> str:
+    """A value as Python writes it, at most 60 characters of it, however deep or long it is."""
+    if type(value) is int and abs(value) >= 1 << 1023:
+        return "a number of over 300 digits"
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 60, 60
+    shown = short.repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def _problem(value: object, kind: Any, key: str) -> _Problem | None:
@@ -76,7 +82,9 @@ def _problem(value: object, kind: Any, key: str) -> _Problem | None:
         return None
     if origin is Annotated:
         bounds = [bound for bound in inner[1:] if isinstance(bound, Bound)]
-        wrong = [bound for bound in bounds if _is_number(value) and not bound.allows(value)]
+        wrong = [
+            bound for bound in bounds if type(value) in (int, float) and not bound.allows(value)
+        ]
         worse = _Problem(key, value, str(wrong[0])) if wrong else None
         return _problem(value, inner[0], key) or worse
     if origin in (Union, types.UnionType):

@@ -24,7 +24,7 @@ import workload
 
 from alignjax import config as configs
 from alignjax import optim
-from alignjax.data.batches import Batch
+from alignjax.data.batches import PackedBatch
 from alignjax.models import attention, decoder
 from alignjax.sharding import place_rows, use_mesh
 from alignjax.stages import stage_of
@@ -34,7 +34,7 @@ ROW, ROWS, TURNS = workload.LENGTH, 8, 9
 MODEL = workload.model("sft")
 
 
-def batch(rng: np.random.Generator, median: float, sigma: float, together: int) -> Batch:
+def batch(rng: np.random.Generator, median: float, sigma: float, together: int) -> PackedBatch:
     """Micro-batches of full rows, so many together; all tokens but documents' first are trained."""
     segments = np.zeros((ROWS, 1, ROW), np.int32)
     positions = np.zeros_like(segments)
@@ -52,7 +52,7 @@ def batch(rng: np.random.Generator, median: float, sigma: float, together: int) 
         targets[row, 0, : len(trained)] = trained
     places = int(segments.max())
     items = np.arange(1, places + 1) * (np.arange(1, places + 1) <= segments.max(2)[..., None])
-    rows = Batch(
+    rows = PackedBatch(
         tokens=rng.integers(0, MODEL.vocab_size, segments.shape, np.int32),
         positions=positions,
         segments=segments,
@@ -73,7 +73,7 @@ def by_jax(q_BTNGK, k_BSNK, v_BSNK, mask_BTS):
     return out.reshape(q_BTNGK.shape)
 
 
-def step_with(block: int, dense, rows: Batch):
+def step_with(block: int, dense, rows: PackedBatch):
     """A compiled training step whose attention goes in blocks of so many queries, and its state."""
     attention.BLOCK, attention._dense = block, dense
     jax.clear_caches()

@@ -188,8 +188,8 @@ def write_pairs(file: Path, count: int, held_out: int = 0, seed: int = 0) -> Non
 
 def random_batch(c: DecoderConfig, rng, rows: int, length: int, lengths: list[list[int]], sides=2):
     """Packed rows of random tokens: `lengths` gives the sequences of each row; no padding rule is
-    assumed but the one `Batch` states."""
-    from alignjax.data.batches import Batch
+    assumed but the one `PackedBatch` states."""
+    from alignjax.data.batches import PackedBatch
 
     places = max(len(row) // sides for row in lengths)
     tokens, positions, segments = (np.zeros((rows, length), np.int32) for _ in range(3))
@@ -210,7 +210,7 @@ def random_batch(c: DecoderConfig, rng, rows: int, length: int, lengths: list[li
             number += 1
             items[r, p] = number
             ref[r, p] = rng.standard_normal(sides)
-    return Batch(
+    return PackedBatch(
         tokens,
         positions,
         segments,

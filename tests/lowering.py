@@ -102,7 +102,7 @@ def traced(config: Training, c: DecoderConfig, resolve: Callable = lambda shapes
     import jax.numpy as jnp
 
     from alignjax import optim, sharding
-    from alignjax.data.batches import Batch
+    from alignjax.data.batches import PackedBatch
     from alignjax.data.rows import sides_of
     from alignjax.models import decoder
     from alignjax.stages import stage_of
@@ -123,7 +123,7 @@ def traced(config: Training, c: DecoderConfig, resolve: Callable = lambda shapes
     sides = sides_of(stage.name)
     tokens = [array(config.batch.row_length) for _ in range(4)]
     items = (array(8, sides, dtype=jnp.float32), *(array(8, dtype=jnp.float32) for _ in range(2)))
-    batch = Batch(*tokens, array(8), *items, array(8, sides))
+    batch = PackedBatch(*tokens, array(8), *items, array(8, sides))
     number = jax.ShapeDtypeStruct((), jnp.int32)
     arguments = (*resolve((state, batch)), number, number)
     return train_step.trace(*arguments, stage=stage, compute=config.compute, tx=tx)

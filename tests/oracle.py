@@ -12,7 +12,7 @@ from conftest import write_tokenizer
 
 from alignjax.config import Batch as BatchConfig
 from alignjax.config import Data
-from alignjax.data.batches import Batch, PackedSteps, packed_steps
+from alignjax.data.batches import PackedBatch, PackedSteps, packed_steps
 from alignjax.data.packing import plan_training
 from alignjax.data.tokens import token_set
 from alignjax.data.tokenset import TokenSet
@@ -193,7 +193,7 @@ def expected_items(case: Case, data: Data) -> list[list[Sequence]]:
     ]
 
 
-def check_row(row: Batch, items: list[list[Sequence]]) -> list[int]:
+def check_row(row: PackedBatch, items: list[list[Sequence]]) -> list[int]:
     """Compares a packed row with the items it says it has; returns their numbers."""
     found, targets, at, segment = [], [], 0, 0
     for number in row.items[row.items > 0].tolist():
@@ -222,7 +222,7 @@ def check_steps(steps: PackedSteps, items: list[list[Sequence]], epochs: int) ->
         targets += int(np.count_nonzero(batch.targets))
         for micro in range(batch.tokens.shape[0]):
             for row in range(batch.tokens.shape[1]):
-                seen.update(check_row(Batch(*(array[micro, row] for array in batch)), items))
+                seen.update(check_row(PackedBatch(*(array[micro, row] for array in batch)), items))
     assert seen == dict.fromkeys(range(len(items)), epochs)
     assert targets == epochs * sum(len(side.trained) for item in items for side in item)
 

@@ -220,19 +220,19 @@ SETTINGS = {
     ("--data.path=",): "data.path is empty: name files, a dataset directory or ORG/NAME.",
     ("--batch.rows=4",): "set exactly one of batch.pairs and batch.rows to more than 0.",
     ("--batch.pairs=0",): "set exactly one of batch.pairs and batch.rows to more than 0.",
-    ("--batch.pairs=-4",): "batch.pairs=-4: it must be at least 0.",
+    ("--batch.pairs=-4",): "batch.pairs=-4: it must be at least 0 and at most 2147483647.",
     ("--batch.sequences=4",): (
         "batch.sequences is not for this stage; use batch.pairs or batch.rows."
     ),
-    ("--batch.epochs=0",): "batch.epochs=0: it must be at least 1.",
-    ("--checkpoint.every=0",): "checkpoint.every=0: it must be at least 1.",
-    ("--seed=-1",): "seed=-1: it must be at least 0 and at most 4.29497e+09.",
+    ("--batch.epochs=0",): "batch.epochs=0: it must be at least 1 and at most 2147483647.",
+    ("--checkpoint.every=0",): "checkpoint.every=0: it must be at least 1 and at most 2147483647.",
+    ("--seed=-1",): "seed=-1: it must be at least 0 and at most 4294967295.",
     ("--label-smoothing=0.6",): "label_smoothing=0.6: it must be at least 0 and at most 0.5.",
-    ("--compute.vocab-chunk=0",): "compute.vocab_chunk=0: it must be at least 1.",
-    ("--samples.batch=0",): "samples.batch=0: it must be at least 1.",
-    ("--data.max-length=1",): (
-        "data.max_length=1: it must be at least 2, for a token and what comes before it."
-    ),
+    (
+        "--compute.vocab-chunk=0",
+    ): "compute.vocab_chunk=0: it must be at least 1 and at most 2147483647.",
+    ("--samples.batch=0",): "samples.batch=0: it must be at least 1 and at most 2147483647.",
+    ("--data.max-length=1",): ("data.max_length=1: it must be at least 2 and at most 1048576."),
     ("--data.max-length=200",): (
         "data.max_length=200 does not fit 2 to a row of batch.row_length=256: make it 128 or less."
     ),
@@ -284,7 +284,7 @@ SETTINGS = {
         "or choose another selection."
     ),
     ("--data.weights=1,2",): (
-        "data.weights=1,2: give a number of at least 0 for each name of data.path (1 here), with "
+        "data.weights=1,2: give a number from 0 to 1000 for each name of data.path (1 here), with "
         "commas between."
     ),
     ("--data.weights=0",): "data.weights=0 leaves no row to train on.",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignjax.config import Batch as BatchConfig
-from alignjax.data.batches import Batch, PackedSteps, packed_steps
+from alignjax.data.batches import PackedBatch, PackedSteps, packed_steps
 from alignjax.data.packing import plan_scoring, plan_training
 from alignjax.data.tokenset import TokenSet, in_memory
 
@@ -33,7 +33,7 @@ def make(sides: int, micro: int = 3, seed: int = 0, **batch) -> PackedSteps:
     return packed_steps(data, plan, micro, ref)
 
 
-def check_row(row: Batch, data: TokenSet, ref: np.ndarray) -> list[int]:
+def check_row(row: PackedBatch, data: TokenSet, ref: np.ndarray) -> list[int]:
     """Compares a packed row with the token set it came from; returns its items."""
     sides = data.sides
     segments = int(row.segments.max(initial=0))
@@ -63,10 +63,10 @@ def check_row(row: Batch, data: TokenSet, ref: np.ndarray) -> list[int]:
     return found
 
 
-def rows_of(batch: Batch):
+def rows_of(batch: PackedBatch):
     for micro in range(batch.tokens.shape[0]):
         for row in range(batch.tokens.shape[1]):
-            yield Batch(*(array[micro, row] for array in batch))
+            yield PackedBatch(*(array[micro, row] for array in batch))
 
 
 @pytest.mark.parametrize("sides", [1, 2])
@@ -113,7 +113,7 @@ def test_a_row_of_pairs_by_hand():
     )
     ref = np.array([[-1.0, -2.0], [-3.0, -4.0]], np.float32)
     batch = packed_steps(data, plan_scoring(data.lengths(), 14, 1), 1, ref)[0]
-    row = Batch(*(array[0, 0] for array in batch))
+    row = PackedBatch(*(array[0, 0] for array in batch))
     assert row.items.tolist() == [2, 1]  # the longer first
     assert row.tokens.tolist() == [30, 31, 32, 40, 41, 42, 43, 10, 11, 12, 20, 21, 0, 0]
     assert row.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 0, 1, 0, 0]
@@ -155,7 +155,7 @@ def test_padding_rows_are_all_zero_and_only_at_the_end(sides):
         batch = steps[step]
         assert batch.tokens.shape == (most, 4, LENGTH)
         rows = int(np.diff(steps.plan.steps)[step])
-        flat = Batch(*(array.reshape(-1, *array.shape[2:]) for array in batch))
+        flat = PackedBatch(*(array.reshape(-1, *array.shape[2:]) for array in batch))
         assert (flat.segments[:rows, 0] == 1).all()
         for array in flat:
             assert not array[rows:].any()
@@ -219,7 +219,7 @@ def test_reading_from_a_step_on_gives_the_same_batches(sides):
         part = list(steps.read(start))
         assert len(part) == count - start
         for batch, same in zip(part, whole[start:], strict=True):
-            assert isinstance(batch, Batch)
+            assert isinstance(batch, PackedBatch)
             for array, other in zip(batch, same, strict=True):
                 assert np.array_equal(array, other)
                 assert array.dtype == other.dtype

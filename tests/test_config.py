@@ -13,6 +13,7 @@ import pytest
 from alignjax import config as configs
 from alignjax.checks import check_evaluation
 from alignjax.config import DPO, RM, SFT, Batch, Data, Model, RMEval, Training
+from alignjax.errors import UserError
 
 ROOT = Path(configs.__file__).resolve().parents[1]
 XWIN = [f"{stage}_{size}b" for stage in ("sft", "rm", "dpo") for size in (7, 13, 70)]
@@ -150,6 +151,29 @@ def test_file_without_a_config_is_refused(tmp_path):
         configs.load(str(file))
     sentence = f"{file}: set `config` to SFT(...) or RM(...) or DPO(...) of alignjax.config."
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("config = DPO(", ", line 2: ", "SyntaxError"),
+        ("\nconfig = DPO(betta=0.1)", ", line 3: ", "unexpected keyword argument 'betta'"),
+        ("import json\njson.loads('{')", ", line 3: ", "JSONDecodeError"),
+        ("raise SystemExit", ", line 2: ", "SystemExit"),
+        ("config = DPO(loss='IPO')", ": loss='IPO'", "'sigmoid' or 'robust' or 'hinge'"),
+        ("config = DPO(beta='0.1')", ": beta='0.1'", "a finite number"),
+        ("config = DPO(data=Data(weights=[1.0]))", ": data.weights=[1.0]", "a string"),
+        ("config = DPO(data=Data(path=Path('x')))", ": data.path=PosixPath('x')", "a string"),
+        ("config = DPO(mesh=Model())", ": mesh=Model(", "Mesh(...)"),
+        ("config = DPO(optimizer=Optimizer(rule='adam'))", ": optimizer.rule='adam'", "'adamw'"),
+    ],
+)
+def test_a_file_that_gives_no_good_config_is_refused_with_its_place(tmp_path, text, place, said):
+    file = tmp_path / "mine.py"
+    file.write_text(f"from alignjax.config import *\n{text}\n")
+    with pytest.raises(UserError) as caught:
+        configs.load(str(file))
+    assert str(caught.value).startswith(f"{file}{place}") and said in str(caught.value)
 
 
 def test_without_overrides_the_config_is_the_files():

@@ -194,8 +194,8 @@ def test_destinations_that_are_refused(model, tmp_path):
         (tmp_path / "x").mkdir(exist_ok=True)
         assert refusal(model, same) == f"--dst={same}: it is the source; name another directory."
     assert tensors_of(model)
-    sentence = "--shard-bytes=0: it must be at least 1."
-    assert refusal(model, tmp_path / "out", "--shard-bytes=0") == sentence
+    said = refusal(model, tmp_path / "out", "--shard-bytes=0")
+    assert said.startswith("shard_bytes=0: it must be at least 1 ")
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(model, tmp_path, monkeypatch):

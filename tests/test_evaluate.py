@@ -231,6 +231,21 @@ def test_a_reward_that_is_not_finite_is_refused_with_its_place(ended, home, tmp_
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_pair_whose_sides_become_the_same_tokens_is_a_tie(ended, home, tmp_path):
+    template = (home / "reward/chat_template.jinja").read_text()
+    (tmp_path / "t.jinja").write_text(template.replace("['content']", "['content'] | trim"))
+    same = {"prompt": TALK, "chosen": "no", "rejected": " no", "source": "model"}
+    file = rows(home, *PAIRS[:3], same, same, file="ties.jsonl")
+    more = (f"--model.chat-template={tmp_path / 't.jinja'}", f"--out={tmp_path / 'ties'}")
+    code, shown, _ = ended(f"--data.eval-path={file}", *more)
+    assert code == 0 and "which count as ties: 2" in shown
+    results, pairs = read(tmp_path / "ties")
+    assert results["same_tokens"] == 2 and results["rows"]["kept"] == 5
+    assert [pair["chosen"] == pair["rejected"] for pair in pairs] == [False] * 3 + [True] * 2
+    right = sum(pair["chosen"] > pair["rejected"] for pair in pairs)
+    assert results["all"]["accuracy"] == (right + 1) / 5
+
+
 def test_a_file_in_the_place_of_the_directory_is_refused_before_scoring(ended, home):
     code, shown, said = ended(f"--out={home / 'rows.jsonl'}")
     assert (code, said) == (

@@ -117,7 +117,7 @@ def test_other_work_or_another_start_of_the_machine_begins_anew(tmp_path, monkey
 
     table = tmp_path / "table.json"
     for how in ("alpha", "boot", "source", "table"):
-        table.write_text('{"q_proj": "alpha"}')
+        table.write_text('{"q_proj": %s}' % (0.5 if how == "alpha" else 0.3))
         monkeypatch.setattr(stream, "write_part", write_part)
         with pytest.raises(Killed):
             run(tmp_path, f"--alpha.table={table}")
@@ -129,7 +129,7 @@ def test_other_work_or_another_start_of_the_machine_begins_anew(tmp_path, monkey
         if how == "boot":
             note.write_text("another " + note.read_text().split()[1])
         if how == "table":
-            table.write_text('{"q_proj": "alpha", "nothing|norm": "alpha"}')
+            table.write_text('{"q_proj": 0.3, "norm": 0.3}')
         if how == "source":
             for file in (tmp_path / "weak").glob("*.safetensors"):
                 os.utime(file, ns=(1, 1))

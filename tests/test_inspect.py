@@ -199,7 +199,7 @@ def test_rows_that_were_skipped_are_told(monkeypatch, capsys, root, tmp_path):
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--rows=-1", "--rows=-1: it must be at least 0."),
+        ("--rows=-1", "rows=-1: it must be at least 0 and at most 2147483647."),
         ("--html=page.txt", "--html=page.txt: name a file that ends in .html."),
         ("--data.path=none.jsonl", "data.path=none.jsonl: there is no such file or directory."),
     ],

@@ -5,9 +5,11 @@ import pytest
 from tokencases import PAIRS, make, write
 
 from alignjax.config import Batch, Data
+from alignjax.data import mixture
 from alignjax.data.mixture import epoch_items
 from alignjax.data.packing import plan_training
 from alignjax.data.tokenset import in_memory
+from alignjax.errors import UserError
 
 SIZES = (10, 40, 20)  # items of each part
 PARTS = "a.jsonl,b.jsonl,c.jsonl"
@@ -47,6 +49,19 @@ def test_weights_keep_a_share_or_repeat(data):
     assert sorted(times.tolist()) == [2] * 5 + [3] * 5
 
 
+@pytest.mark.parametrize("weights", ["1e308,1,1", "1e9,1,1", "nan,1,1", "-1,1,1", "1,1", "x,1,1"])
+def test_weights_that_make_no_epoch_are_refused(data, weights):
+    with pytest.raises(UserError, match=rf"^data.weights={weights}: give a number from 0 to 1000"):
+        counts(data, weights=weights)
+
+
+def test_an_epoch_of_absurd_size_is_refused_before_it_is_drawn(data, monkeypatch):
+    monkeypatch.setattr(mixture, "MOST_ITEMS", 100)
+    assert counts(data, weights="1,1,2.5") == [10, 40, 50]
+    with pytest.raises(UserError, match=r"^data.weights=1,1,3: an epoch would have 110 items"):
+        counts(data, weights="1,1,3")
+
+
 def test_a_draw_depends_on_the_seed_alone(data):
     config = Data(path=PARTS, weights="1,0.5,0.5")
     one, same, other = (epoch_items(data, config, seed) for seed in (0, 0, 1))
@@ -84,13 +99,6 @@ def test_a_plan_trains_on_the_epochs_items_alone_and_shuffles_across_parts(data)
 
 
 def test_what_does_not_fit_is_refused(data):
-    for weights in ("1,1", "1,1,-1", "1,1,x", "1,1,nan"):
-        with pytest.raises(ValueError) as caught:
-            epoch_items(data, Data(path=PARTS, weights=weights), 0)
-        assert str(caught.value) == (
-            f"data.weights={weights}: give a number of at least 0 for each name of data.path (3 "
-            "here), with commas between."
-        )
     with pytest.raises(ValueError, match="^data.select=score_gap: no row has a `margin`, by which"):
         epoch_items(data, Data(path=PARTS, max_pairs=9, select="score_gap"), 0)
 

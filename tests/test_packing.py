@@ -10,6 +10,7 @@ import pytest
 from alignjax.config import Batch
 from alignjax.data import packing
 from alignjax.data.packing import Plan, best_fit, plan_scoring, plan_training
+from alignjax.errors import UserError
 
 
 def brute_force(lengths: np.ndarray, capacity: int) -> list[int]:
@@ -245,6 +246,15 @@ def test_max_steps_cuts_the_same_plan_short(batch):
         assert np.array_equal(cut.step_items(step), whole.step_items(step))
     beyond = plan_training(lengths, Batch(**batch, epochs=2, max_steps=10_000), seed=1)
     assert len(beyond) == len(whole)  # it never adds an epoch
+    endless = plan_training(lengths, Batch(**batch, epochs=10**9, max_steps=5), seed=1)
+    assert np.array_equal(endless.items, cut.items) and np.array_equal(endless.rows, cut.rows)
+
+
+@pytest.mark.parametrize("batch", [{"pairs": 8}, {"rows": 4}])
+@pytest.mark.parametrize("max_steps", [0, 10**9])
+def test_a_plan_of_absurd_size_is_refused_before_it_is_made(batch, max_steps):
+    with pytest.raises(UserError, match=r"batch\.epochs=1000000000 of 300 items .* lower it"):
+        plan_training(np.full(300, 9), Batch(**batch, epochs=10**9, max_steps=max_steps), seed=1)
 
 
 def test_most_rows_and_most_items_by_hand():

@@ -15,7 +15,7 @@ from conftest import tiny_config
 from alignjax import step
 from alignjax.config import DPO, RM, SFT, Compute
 from alignjax.config import Batch as BatchConfig
-from alignjax.data.batches import Batch, packed_steps
+from alignjax.data.batches import PackedBatch, packed_steps
 from alignjax.data.packing import plan_training
 from alignjax.data.tokenset import TokenSet, in_memory
 from alignjax.models import decoder
@@ -75,7 +75,7 @@ def packed(name: str, data: TokenSet, ref: np.ndarray):
     return float(metrics["loss"]), jax.tree.map(to_host, grads)
 
 
-def alone(data: TokenSet, sequence: int, length: int) -> Batch:
+def alone(data: TokenSet, sequence: int, length: int) -> PackedBatch:
     """A row of one sequence, filled up to a length."""
     own = slice(*data.offsets[sequence:][:2])
     count = own.stop - own.start
@@ -87,7 +87,7 @@ def alone(data: TokenSet, sequence: int, length: int) -> Batch:
     one = np.ones((1, 1), np.int32)
     numbers = np.ones((1, 1), np.float32)
     ref, rank = np.zeros((1, 1, 1), np.float32), np.ones((1, 1, 1), np.int32)
-    return Batch(tokens, positions, segments, targets, one, ref, numbers, numbers, rank)
+    return PackedBatch(tokens, positions, segments, targets, one, ref, numbers, numbers, rank)
 
 
 def unpacked(name: str, data: TokenSet, ref: np.ndarray, padded: bool):

@@ -9,6 +9,8 @@ from conftest import mesh, random_batch, tiny_config
 
 from alignjax import losses
 from alignjax.config import DPO, RM, SFT, Compute
+from alignjax.errors import UserError
+from alignjax.logps import sequence_logps
 from alignjax.models import decoder
 from alignjax.models.decoder import hidden_states
 from alignjax.rewards import sequence_rewards
@@ -43,6 +45,14 @@ def test_a_zero_head_gives_ln_2_and_half_the_pairs():
     loss, sums = batch_loss(model, batch, stage_of(RM()), F32)
     assert float(sums["loss"][1]) == 6 and float(loss) == pytest.approx(6 * np.log(2))
     assert float(sums["rewards/accuracies"][0]) == 3
+
+
+def test_a_model_is_not_scored_by_the_other_head():
+    for scored, score in ((True, sequence_logps), (False, sequence_rewards)):
+        model = decoder.init(tiny_config(scored=scored), jax.random.key(0))
+        batch = place(random_batch(model.config, np.random.default_rng(0), 4, 48, LENGTHS), "batch")
+        with pytest.raises(UserError, match="a (reward|language) model gives no .*: use"):
+            score(model, batch, F32)
 
 
 def test_the_reward_is_that_of_the_last_token_of_each_sequence():

@@ -6,6 +6,8 @@ import pytest
 from conftest import mesh
 
 from alignjax import sharding
+from alignjax.errors import UserError
+from alignjax.models import decoder
 from alignjax.models.shapes import DecoderConfig
 
 SMOLLM2 = DecoderConfig(49152, 576, 30, 9, 3, 64, 1536, 1e5, 1e-5, True)
@@ -51,6 +53,26 @@ def test_use_mesh_refuses_what_does_not_fit(sizes):
         f"mesh replica={sizes[0]} x fsdp={sizes[1]} x tensor={sizes[2]} does not fit 8 devices: "
         "make the product 8, or set one of the sizes to -1."
     )
+
+
+def test_sizes_that_split_a_physical_axis_are_taken(monkeypatch):
+    def whole_axes_alone(*arguments):
+        raise NotImplementedError("failed to find assignment for logical axis")
+
+    plain = sharding.use_mesh(1, 4, 2)
+    monkeypatch.setattr(jax, "make_mesh", whole_axes_alone)
+    assert sharding.use_mesh(1, 4, 2) == plain
+
+
+def test_what_needs_a_mesh_says_how_to_set_one():
+    jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
+    for need in (
+        lambda: decoder.init(SMOLLM2, jax.random.key(0)),
+        lambda: sharding.place(np.ones(8), "batch"),
+        lambda: sharding.local_rows(8),
+    ):
+        with pytest.raises(UserError, match=r"call alignjax\.sharding\.use_mesh\(\) first"):
+            need()
 
 
 def test_gathered_is_whole_along_the_model_dimension():

@@ -8,8 +8,8 @@ import pytest
 from conftest import mesh, random_batch, tiny_config
 
 from alignjax import optim, step
-from alignjax.config import DPO, SFT, Compute, Optimizer
-from alignjax.data.batches import Batch
+from alignjax.config import DPO, RM, SFT, Compute, Optimizer
+from alignjax.data.batches import PackedBatch
 from alignjax.logps import sequence_logps
 from alignjax.models import decoder
 from alignjax.sharding import place, to_host
@@ -31,19 +31,19 @@ LENGTHS = [
 ]
 
 
-def packed(sides: int = 2) -> Batch:
+def packed(sides: int = 2) -> PackedBatch:
     return random_batch(tiny_config(), np.random.default_rng(3), 8, 48, LENGTHS, sides)
 
 
 PER_ITEM = ("items", "ref", "margin", "weight", "rank")
 
 
-def one_a_row(batch: Batch, sides: int) -> Batch:
+def one_a_row(batch: PackedBatch, sides: int) -> PackedBatch:
     """The same items, one to a row: pairs keep their two sides."""
     rows = []
     for r in range(len(batch.tokens)):
         for p in np.flatnonzero(batch.items[r]):
-            row = Batch(*(np.zeros_like(a[r]) for a in batch))
+            row = PackedBatch(*(np.zeros_like(a[r]) for a in batch))
             item = {name: getattr(batch, name)[r, p : p + 1] for name in PER_ITEM}
             row = row._replace(**item)
             at, targets = 0, []
@@ -58,10 +58,10 @@ def one_a_row(batch: Batch, sides: int) -> Batch:
                 at += n
             row.targets[: len(targets)] = targets
             rows.append(row)
-    return Batch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
+    return PackedBatch(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))
 
 
-def gradients(batch: Batch, micro: int, stage, compute=F32, tied=True):
+def gradients(batch: PackedBatch, micro: int, stage, compute=F32, tied=True):
     """Metrics and gradients of a whole step, on the host."""
     model = decoder.init(tiny_config(tied), jax.random.key(0))
     lead = jax.tree.map(lambda a: a.reshape(micro, -1, *a.shape[1:]), batch)
@@ -126,7 +126,7 @@ def test_recomputation_changes_nothing(remat):
 def test_padding_rows_and_micro_batches_beyond_the_count_change_nothing():
     stage, _ = STAGES["dpo"]
     batch = packed()
-    empty = Batch(*(np.concatenate([a, np.zeros_like(a)]) for a in batch))
+    empty = PackedBatch(*(np.concatenate([a, np.zeros_like(a)]) for a in batch))
     assert_same(gradients(batch, 1, stage), gradients(empty, 1, stage))
 
 
@@ -166,6 +166,22 @@ def test_dpo_starts_at_ln_2_and_leaves_it(dtype, tolerance, sizes):
     state, second = advance(state, batch, np.int32(1), np.int32(1))
     assert float(second["loss"]) < np.log(2) - 10 * tolerance
     assert float(second["rewards/margins"]) > 0
+
+
+@pytest.mark.parametrize("kind", [DPO, SFT, RM])
+def test_equal_configs_have_one_stage_and_one_program(kind):
+    first, again, other = stage_of(kind()), stage_of(kind()), stage_of(kind(seed=1))
+    assert first == again and hash(first) == hash(again) and first != other
+    traced = []
+
+    @partial(jax.jit, static_argnames="stage")
+    def step(x, stage):
+        traced.append(stage)
+        return x + 1
+
+    for stage in (first, again):
+        step(np.float32(1), stage=stage)
+    assert traced == [first]
 
 
 def soft(x):

@@ -15,7 +15,7 @@ from alignjax.data.packing import Plan
 from alignjax.data.tokenset import TokenSet
 
 
-class Batch(NamedTuple):
+class PackedBatch(NamedTuple):
     """Packed rows; leading dimensions [A, B] on the mesh, [B] inside a step.
 
     On the host B counts only the rows that belong to the process.
@@ -49,11 +49,11 @@ class PackedSteps:
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> PackedBatch:
         micro = -(-self.plan.most_rows() // self.rows)
         lead = (micro, len(self.local))
         length, places, sides = self.plan.row_length, self.plan.most_items(), self.data.sides
-        batch = Batch(
+        batch = PackedBatch(
             tokens=np.zeros((*lead, length), np.int32),
             positions=np.zeros((*lead, length), np.int32),
             segments=np.zeros((*lead, length), np.int32),
@@ -68,11 +68,11 @@ class PackedSteps:
         for i in range(micro):
             for j, row in enumerate(first + i * self.rows + self.local):
                 if row < end:
-                    part = Batch(*(array[i, j] for array in batch))
+                    part = PackedBatch(*(array[i, j] for array in batch))
                     self._fill(part, self.plan.row_items(row))
         return batch
 
-    def _fill(self, row: Batch, items: np.ndarray) -> None:
+    def _fill(self, row: PackedBatch, items: np.ndarray) -> None:
         at, trained, sides = 0, [], self.data.sides
         for place, item in enumerate(items):
             row.items[place] = item + 1
@@ -112,7 +112,7 @@ class PackedSteps:
         per_item = np.concatenate([[0], np.cumsum(self.data.lengths()[self.plan.items])])
         return np.diff(per_item[self.plan.rows[self.plan.steps]])
 
-    def read(self, start: int = 0) -> Iterator[Batch]:
+    def read(self, start: int = 0) -> Iterator[PackedBatch]:
         """Batches of the steps from `start` on, made ahead in a thread."""
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         return iter(grain.MapDataset.source(self)[start:].to_iter_dataset(ahead))

@@ -17,8 +17,8 @@ class Item(NamedTuple):
     ranks: tuple[int, ...]  # of the sequences, from 1
 
 
-def problem_of(sequences: list[Encoded], example: rows.Example) -> str:
-    """What is wrong with the tokens of a row, if anything is."""
+def problem_of(sequences: list[Encoded], example: rows.Example, stage: str) -> str:
+    """What is wrong with the tokens of a row, if anything is; an evaluation takes ties."""
     place, best = example.place, {}
     for _, mask in sequences:
         mask[0] = False  # nothing comes before a first token, so nothing can predict it
@@ -29,6 +29,8 @@ def problem_of(sequences: list[Encoded], example: rows.Example) -> str:
                 "another --model.chat_template."
             )
     for (ids, _), rank in zip(sequences, example.ranks, strict=True):
+        if stage == "evaluation":
+            break
         if best.setdefault(ids.tobytes(), rank) == rank:
             continue
         if rows.is_pair(example.row):
@@ -81,6 +83,7 @@ def fit(item: Item, max_length: int, overlong: str) -> tuple[list[Item], str]:
     if overlong == "split":
         pieces = _pieces(ids, mask, max_length)
         return [Item([piece], item.ranks) for piece in pieces], f"{longer}, split"
+    assert overlong == "truncate"
     if not mask[:max_length].any():
         return [], "no trained token after truncation, dropped"
     cut = (ids[:max_length], mask[:max_length])

@@ -3,12 +3,14 @@
 import numpy as np
 
 from alignjax.config import Data
+from alignjax.data.packing import MOST_ITEMS
 from alignjax.data.sources import path_names
 from alignjax.data.tokenset import TokenSet
 from alignjax.errors import UserError
 
 # Random streams of their own: NumPy takes [seed, n, 0] for an epoch's [seed, n].
 _DRAW, _CHOICE = 1, 2
+_MOST_WEIGHT = 1000
 
 
 def epoch_items(data: TokenSet, config: Data, seed: int) -> np.ndarray:
@@ -22,6 +24,12 @@ def epoch_items(data: TokenSet, config: Data, seed: int) -> np.ndarray:
     if weights is None:
         pool = np.arange(len(data))
     else:
+        counts = np.bincount(data.part, minlength=len(weights))
+        if (total := counts @ weights) > MOST_ITEMS:
+            raise UserError(
+                f"data.weights={config.weights}: an epoch would have {total:,.0f} items, over "
+                f"{MOST_ITEMS:,}: lower them."
+            )
         parts = [_drawn(data, part, weight, seed) for part, weight in enumerate(weights)]
         pool = np.sort(np.concatenate(parts))
     if not config.max_pairs or config.max_pairs >= len(pool):
@@ -38,10 +46,10 @@ def _weights(config: Data) -> list[float] | None:
         found = [float(weight) for weight in config.weights.split(",")]
     except ValueError:
         found = []
-    if len(found) != len(names) or not all(0 <= weight < np.inf for weight in found):
+    if len(found) != len(names) or not all(0 <= weight <= _MOST_WEIGHT for weight in found):
         raise UserError(
-            f"data.weights={config.weights}: give a number of at least 0 for each name of "
-            f"data.path ({len(names)} here), with commas between."
+            f"data.weights={config.weights}: give a number from 0 to {_MOST_WEIGHT} for each name "
+            f"of data.path ({len(names)} here), with commas between."
         )
     return found
 
@@ -67,5 +75,5 @@ def _ranked(pool: np.ndarray, data: TokenSet, config: Data, seed: int) -> np.nda
                 "add that column, or choose another selection."
             )
         return pool[np.argsort(-data.margin[pool], kind="stable")]
-    chosen = data.trained_counts()[pool, 0]
-    return pool[np.argsort(chosen if config.select == "shortest" else -chosen, kind="stable")]
+    sign = {"shortest": 1, "longest": -1}[config.select]
+    return pool[np.argsort(sign * data.trained_counts()[pool, 0], kind="stable")]

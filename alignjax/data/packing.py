@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignjax.config import Batch
+from alignjax.errors import UserError
 
+MOST_ITEMS = 1 << 28  # of a plan, which takes 30 bytes for each
 _SLAB = 1 << 20  # items sorted at one time where steps are packed by themselves
 
 
@@ -111,12 +113,16 @@ def plan_training(
     per_step = batch.pairs or batch.sequences
     pool = np.arange(len(lengths)) if epoch_items is None else epoch_items
     items, sizes, step_rows = [], [], []
-    if per_step:
-        stream = np.concatenate(
-            [_rng(seed, epoch).permutation(pool) for epoch in range(batch.epochs)]
+    # No more epochs are drawn than max_steps takes; with batch.rows a row has one item at least.
+    wanted = min(batch.epochs * len(pool), batch.max_steps * (per_step or batch.rows) or np.inf)
+    if wanted > MOST_ITEMS:
+        raise UserError(
+            f"batch.epochs={batch.epochs} of {len(pool):,} items are {wanted:,} to plan, over "
+            f"{MOST_ITEMS:,}: lower it, or set batch.max_steps."
         )
-        if batch.max_steps:
-            stream = stream[: batch.max_steps * per_step]
+    if per_step:
+        epochs = -(-wanted // max(1, len(pool)))
+        stream = _joined([_rng(seed, epoch).permutation(pool) for epoch in range(epochs)])[:wanted]
         slab = per_step * max(1, _SLAB // per_step)
         for start in range(0, len(stream), slab):
             ids = stream[start : start + slab]
@@ -132,6 +138,8 @@ def plan_training(
         rows = rng.permutation(len(packed_sizes))
         items.append(ids[packed[_items_of(rows, packed_sizes)]])
         sizes.append(packed_sizes[rows])
+        if batch.max_steps and sum(map(len, sizes)) >= batch.max_steps * batch.rows:
+            break
     sizes = _joined(sizes)
     step_rows = _steps_of(len(sizes), batch.rows)
     if batch.max_steps:

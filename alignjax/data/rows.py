@@ -113,7 +113,7 @@ def carried(stage: str, row: dict, place: Place) -> dict[str, float | str]:
     scores = [row.get(name) for name in _SCORES]
     if stage == "dpo" and "margin" not in found and None not in scores:
         better, worse = (number(row[name], name, place) for name in _SCORES)
-        found["margin"] = better - worse
+        found["margin"] = number(better - worse, "score_chosen - score_rejected", place)
     if (source := label(row, "source", place)) is not None:
         found["source"] = source
     return found

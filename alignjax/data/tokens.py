@@ -65,7 +65,10 @@ def token_set(
     cache: Path,
     progress: Callable[[int], None] = lambda done: None,
 ) -> TokenSet:
-    """Tokenizes a split, or finds it in the cache. `progress` is told how many rows are done."""
+    """Tokenizes a split, or finds it in the cache. `progress` is told how many rows are done.
+
+    `stage` is "sft", "rm", "dpo", or "evaluation": as rm, with sides of the same tokens as ties.
+    """
     content, names = sources.described(data, held_out)
     key = _key(data, stage, held_out, content, tokenizer, tokenizer_dir)
     directory = cache / "tokens" / key
@@ -190,7 +193,7 @@ def _write(
         _append(out, {"offsets": [0], "starts": [0]})
         while chunk := list(islice(found, _CHUNK // rows.sides_of(stage))):
             values: dict[str, list] = {name: [] for name in _ARRAYS}
-            for read, item in _items(chunk, data, tokenizer, counts, bad):
+            for read, item in _items(chunk, data, stage, tokenizer, counts, bad):
                 columns |= read.carried.keys()
                 file = read.place.file, read.place.unit
                 source = read.carried.get("source", "")
@@ -236,13 +239,18 @@ def _append(out: dict[str, BinaryIO], values: dict[str, list]) -> None:
 
 
 def _items(
-    chunk: list[_Read | None], data: Data, tokenizer, counts: Counter[str], bad: BinaryIO
+    chunk: list[_Read | None],
+    data: Data,
+    stage: str,
+    tokenizer,
+    counts: Counter[str],
+    bad: BinaryIO,
 ) -> Iterator[tuple[_Read, Item]]:
     """The items that a chunk's rows make; counts every row, and lists the bad ones in `bad`."""
     own = [read for read in chunk if read]
     counts["read"] += len(own)
     counts["in other splits"] += len(chunk) - len(own)
-    for read, sequences, problem in _encoded(own, tokenizer, data.train_on):
+    for read, sequences, problem in _encoded(own, stage, tokenizer, data.train_on):
         if problem and data.on_bad_row == "stop":
             raise _stop(problem)
         if problem:
@@ -264,7 +272,7 @@ def _items(
 
 
 def _encoded(
-    chunk: list[_Read], tokenizer, train_on: str
+    chunk: list[_Read], stage: str, tokenizer, train_on: str
 ) -> Iterator[tuple[_Read, list[Encoded], str]]:
     """The sequences of each row, or what is wrong with it."""
     sides = [
@@ -277,7 +285,7 @@ def _encoded(
             continue
         encoded = [next(found) for _ in read.example.sides]
         errors = [str(side) for side in encoded if isinstance(side, UserError)]
-        yield read, encoded, errors[0] if errors else problem_of(encoded, read.example)
+        yield read, encoded, errors[0] if errors else problem_of(encoded, read.example, stage)
 
 
 def _in_order(counts: Counter[str]) -> dict[str, int]:

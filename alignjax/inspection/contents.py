@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alignjax import evaluation
-from alignjax.data.batches import Batch, packed_steps
+from alignjax.data.batches import PackedBatch, packed_steps
 from alignjax.data.packing import plan_scoring
 from alignjax.data.summary import count_rows
 from alignjax.data.tokenset import TokenSet
@@ -127,20 +127,20 @@ def packed_rows(run: Run, read: Reader):
     for step in range(len(steps)):
         first, end = steps.plan.steps[step : step + 2]
         batch = steps[step]
-        flat = Batch(*(array.reshape(-1, *array.shape[2:]) for array in batch))
+        flat = PackedBatch(*(array.reshape(-1, *array.shape[2:]) for array in batch))
         for i in range(end - first):
             title = f"step {step + 1}, row {i + 1} of {end - first}"
-            yield _row(run, read, Batch(*(array[i] for array in flat)), title)
+            yield _row(run, read, PackedBatch(*(array[i] for array in flat)), title)
 
 
 def _alone(run: Run, read: Reader, item: int, title: str) -> Row:
     """An item as a batch of it alone holds it."""
     plan = plan_scoring(run.train.lengths(), int(run.train.lengths()[item]), 1, [item])
     batch = packed_steps(run.train, plan, 1)[0]
-    return _row(run, read, Batch(*(array[0, 0] for array in batch)), title)
+    return _row(run, read, PackedBatch(*(array[0, 0] for array in batch)), title)
 
 
-def _row(run: Run, read: Reader, row: Batch, title: str) -> Row:
+def _row(run: Run, read: Reader, row: PackedBatch, title: str) -> Row:
     trained = np.zeros(len(row.tokens), bool)
     trained[row.targets[row.targets > 0]] = True
     sequences = []
@@ -158,7 +158,7 @@ def _row(run: Run, read: Reader, row: Batch, title: str) -> Row:
     return Row(title, sequences, int((row.segments == 0).sum()))
 
 
-def _name(run: Run, row: Batch, place: int, side: int) -> str:
+def _name(run: Run, row: PackedBatch, place: int, side: int) -> str:
     """What a user calls a sequence of a row."""
     match run.train.sides:
         case 1:

@@ -71,7 +71,7 @@ def _expected(run: Run, model: Decoder, items: np.ndarray) -> dict[str, float]:
     facts = Facts(zeros_PS, zeros_PS, run.train.margin[items], run.train.weight[items], ranks_PS)
     terms = run.stage.terms(zeros_PS, facts)
     return {
-        name: float(values.sum() / counts.sum())
+        name: float(evaluation.ratio(values.sum(), counts.sum()))
         for name, (values, counts) in terms.items()
         if name in known
     }

@@ -48,6 +48,7 @@ def attention(
         return _blocks(*rows, window)[:, :length]
     if kernel == "splash":
         return kernels.splash(q_BTNGK, k_BSNK, v_BSNK, q_segments_BT, window)
+    assert kernel == "triton"
     return kernels.triton(q_BTNGK, k_BSNK, v_BSNK, q_segments_BT)
 
 

@@ -309,4 +309,5 @@ def _remat(layer, policy: str):
     if policy == "dots":
         saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return jax.checkpoint(layer, policy=saved)
+    assert policy == "full"
     return jax.checkpoint(layer)
