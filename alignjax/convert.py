@@ -36,7 +36,7 @@ def main() -> int:
     say(f"converting {args.src}")
     from alignjax import processes
 
-    processes.join_on_host()
+    processes.join_on_host(vars(args))
     return convert(args)
 
 

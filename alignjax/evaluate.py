@@ -34,7 +34,7 @@ def evaluate(config: configs.RMEval) -> int:
     from alignjax.sharding import axis_size, use_mesh
     from alignjax.stages import stage_of
 
-    processes.join()
+    processes.join(configs.flat(configs.to_dict(config)))
     only_first_process(jax.process_index())
     use_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     source, data = _prepare(config)

@@ -47,7 +47,7 @@ def main() -> int:
         from alignjax import processes
     finally:
         gc.enable()
-    processes.join_on_host()
+    processes.join_on_host(vars(args) | vars(rules))
     return expo(args, rules)
 
 

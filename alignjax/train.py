@@ -31,7 +31,7 @@ def train(config: configs.Training) -> int:
     from alignjax.progress import only_first_process
     from alignjax.sharding import use_mesh
 
-    processes.join()
+    processes.join(configs.flat(configs.to_dict(config)))
     only_first_process(jax.process_index())
     use_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     with processes.first_holds(lambda: lock.held(configs.run_dir(config))):

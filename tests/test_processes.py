@@ -142,7 +142,7 @@ PLAIN = """
 import jax, json, sys
 from alignjax import processes
 from alignjax.sharding import local_rows, use_mesh
-processes.join()
+processes.join({})
 use_mesh()
 me = jax.process_index()
 found = {"rows": local_rows(8).tolist(), "turn": processes.in_turn(lambda: me)}
@@ -186,7 +186,7 @@ from alignjax import command, processes
 from alignjax.errors import UserError
 
 def main():
-    processes.join()
+    processes.join({})
     import jax
     if jax.process_index() == int(sys.argv[1]):
         raise UserError("a mistake that only one process sees.")
@@ -212,7 +212,7 @@ def test_a_process_that_fails_alone_says_so_and_ends_at_once(tmp_path, alone):
 def test_an_address_without_numbers_is_refused():
     code = "import os; os.environ['JAX_COORDINATOR_ADDRESS'] = 'x:1'\n"
     code += "os.environ['JAX_NUM_PROCESSES'] = 'two'\n"
-    code += "from alignjax import processes\nprocesses.join()"
+    code += "from alignjax import processes\nprocesses.join({})"
     env = environment(".")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert "ValueError: JAX_NUM_PROCESSES='two': it must be a whole number." in done.stderr
