@@ -32,9 +32,9 @@ NEWS = _BEAT * (_MISSED + 3)  # seconds until a process knows of one that is gon
 _PATIENCE, _PATIENCE_HERE = 300, 40  # seconds in which all have to join, and on one machine
 _BY_HOST = ("data.cache_dir", "run_dir")  # settings that may differ from process to process
 
-# Variables by which a launcher says how many processes it started, and one that only its processes
-# have: a shell of salloc has the first alone.
-_COUNTS = {"SLURM_NTASKS": "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK"}
+# Variables by which a launcher says how many processes it started (SLURM_NTASKS, which a shell of
+# salloc has as well, says how many it may).
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 # Variables that only a job of several hosts has.
 _CLUSTERS = ("MEGASCALE_COORDINATOR_ADDRESS", "JOB_COMPLETION_INDEX", "CLOUD_TPU_TASK_ID")
 
@@ -79,10 +79,9 @@ def _number(name: str, least: int) -> int | None:
 
 def _is_launched() -> bool:
     """Whether a launcher that jax knows started several processes."""
+    several = any((_number(name, 1) or 1) > 1 for name in _COUNTS)
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",")
-    if hosts or any(name in os.environ for name in _CLUSTERS):
-        return True
-    if any((_number(n, 1) or 1) > 1 and mark in os.environ for n, mark in _COUNTS.items()):
+    if several or hosts or any(name in os.environ for name in _CLUSTERS):
         return True
     if jax.config.jax_platforms == "cpu":
         return False
