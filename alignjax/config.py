@@ -346,5 +346,7 @@ def run_dir(config: Training) -> Path:
 
 def cache_dir(config: Training | RMEval) -> Path:
     """Where downloads, tokens and reference log-probs are kept between runs."""
-    default = os.environ.get("ALIGNJAX_CACHE") or Path.home() / ".cache" / "alignjax"
-    return Path(config.data.cache_dir or default).expanduser()
+    path = config.data.cache_dir or os.environ.get("ALIGNJAX_CACHE") or "~/.cache/alignjax"
+    if "://" in path:
+        raise UserError(f"data.cache_dir={path}: caches lie on a disk; name a directory of one.")
+    return Path(path).expanduser()

@@ -62,9 +62,9 @@ def join(settings: dict[str, Any]) -> None:
         _initialize(address, count, index)
     try:
         jax.process_count()
-    except RuntimeError as error:
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        raise UserError(f"jax cannot start with JAX_PLATFORMS={platforms!r}: {error}") from None
+    except (RuntimeError, AssertionError) as error:  # the second where a plugin is missing
+        platforms = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
+        raise UserError(f"jax cannot start with {platforms}: {error or 'no such one'}") from None
     about = {"alignjax": __version__, "jax": jax.__version__}
     check_same(about | {key: settings[key] for key in settings if key not in _BY_HOST})
 
@@ -134,13 +134,14 @@ def _watch(joined: threading.Event, other: str, patience: int, signals: int) -> 
             mine = f"alignjax/alive/{state.process_id}"
             client.key_value_set(mine, str(beat), allow_overwrite=True)
             alive = client.key_value_dir_get("alignjax/alive")
-            ended = client.key_value_dir_get("alignjax/ended")
+            ended = dict(client.key_value_dir_get("alignjax/ended"))
         except jax.errors.JaxRuntimeError:
             return  # the processes part
         seen |= {key: (sign, beat) for key, sign in alive if seen[key][0] != sign}
         gone = [key.rpartition("/")[2] for key, (_, last) in seen.items() if beat - last > _MISSED]
+        ended.pop(f"alignjax/ended/{state.process_id}", None)
         if ended:
-            _end("" if state.process_id else ended[0][1])
+            _end("" if state.process_id else "; ".join(ended.values()))
         if gone:
             text = f"process {', '.join(gone)} is gone, killed or cut off; see its log."
             leave(text)
