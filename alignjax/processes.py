@@ -96,7 +96,7 @@ def _initialize(address: str, count: int | None, index: int | None) -> None:
     """Start jax's service of several processes, and what watches over them."""
     here = re.match(r"localhost:|127\.|\[::1\]:", address)
     patience = _PATIENCE_HERE if here else _PATIENCE
-    other = f"process {1 - index}" if count == 2 else "a process"
+    other = f"process {1 - index}" if count == 2 and index is not None else "a process"
     signals, written = os.pipe()
     os.set_blocking(written, False)
     signal.set_wakeup_fd(written)  # `_watch` hears of signals while the main thread waits in C++
@@ -212,16 +212,10 @@ def in_turn(work: Callable[[], Result]) -> Result:
     Others find the files that the first one made, where they share a disk. A mistake on any
     process is raised on all of them, so that none waits for one that has gone.
     """
-    if jax.process_count() == 1:
-        return work()
-    key = f"alignjax/{next(_turns)}"
-    result, problem = None, None if is_first() else _told(f"{key}/0")
-    if problem is None:
-        result, problem = _try(work)
-    _tell(f"{key}/{jax.process_index()}", problem)
-    for process in range(jax.process_count()):
-        _raise(_told(f"{key}/{process}"))
-    return result
+    results: list[Result] = []
+    on_first(lambda: results.append(work()))
+    on_each(lambda: None if results else results.append(work()))
+    return results[0]
 
 
 def on_first(work: Callable[[], Result]) -> Result:
@@ -230,10 +224,8 @@ def on_first(work: Callable[[], Result]) -> Result:
         return work()
     key = f"alignjax/{next(_turns)}"
     if is_first():
-        _tell(key, _try(work))
-    result, problem = _told(key)
-    _raise(problem)
-    return result
+        _tell(key, work)
+    return _told(key)
 
 
 def on_each(work: Callable[[], Result]) -> list[Result]:
@@ -241,41 +233,33 @@ def on_each(work: Callable[[], Result]) -> list[Result]:
     if jax.process_count() == 1:
         return [work()]
     key = f"alignjax/{next(_turns)}"
-    _tell(f"{key}/{jax.process_index()}", _try(work))
-    told = [_told(f"{key}/{process}") for process in range(jax.process_count())]
-    for _, problem in told:
-        _raise(problem)
-    return [result for result, _ in told]
+    _tell(f"{key}/{jax.process_index()}", work)
+    return [_told(f"{key}/{process}") for process in range(jax.process_count())]
 
 
-def _try(work: Callable[[], Result]) -> tuple[Result | None, str | None]:
-    """What `work` gives, or the mistake it meets in a sentence."""
+def _tell(key: str, work: Callable[[], Any]) -> None:
+    """Tell all processes what `work` gives, or the mistake it meets."""
     try:
-        return work(), None
+        told = work(), None
     except (ValueError, OSError) as error:
-        problem = sentence_of(error)
-        if not problem:
+        if not (problem := sentence_of(error)):
             raise
-        return None, problem
-
-
-def _raise(problem: str | None) -> None:
-    if problem is not None:
-        raise SharedError(problem)
-
-
-def _tell(key: str, value: Any) -> None:
-    state.client.key_value_set(key, json.dumps(value))
+        told = None, problem
+    state.client.key_value_set(key, json.dumps(told))
 
 
 def _told(key: str) -> Any:
     """What a process tells under a key, however long it takes; Ctrl-C is heard each second."""
     while True:
         try:
-            return json.loads(state.client.blocking_key_value_get(key, 1000))
+            result, problem = json.loads(state.client.blocking_key_value_get(key, 1000))
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
+            continue
+        if problem is not None:
+            raise SharedError(problem)
+        return result
 
 
 def from_first(array: np.ndarray) -> np.ndarray:
