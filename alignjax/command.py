@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,16 +44,19 @@ def run(main: Callable[[], int]) -> int:
     except Exception as error:
         sentence = sentence_of(error)
         if trace or not sentence:
-            if _process() is None:
+            if not (processes := _processes()):
                 raise
             said, code = traceback.format_exc().rstrip(), 1
+            if type(error).__name__ == "JaxRuntimeError":
+                time.sleep(processes.NEWS)  # where another process is gone, that is what is said
         else:
             said, code, shared = f"error: {sentence}", 2, isinstance(error, SharedError)
-    process = _process()
-    if process is None or (shared and process == 0):
+    processes = _processes()
+    if not processes or (shared and processes.is_first()):
         _tell(said)
     elif not shared:
-        _tell(f"process {process}: {said}")
+        _tell(f"process {processes.state.process_id}: {said}")
+        processes.leave(said.splitlines()[-1])
         os._exit(code)  # jax's own end waits minutes for processes that are stuck
     return code
 
@@ -68,9 +72,7 @@ def _show(unraisable) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _process() -> int | None:
-    """The number of this process, None where it is alone; jax is asked only if it is there."""
-    jax = sys.modules.get("jax")
-    if not jax or not jax.distributed.is_initialized() or jax.process_count() == 1:
-        return None
-    return jax.process_index()
+def _processes():
+    """The module of that name, None where this process is alone; it is not imported for that."""
+    module = sys.modules.get("alignjax.processes")
+    return module if module and module.state.client and module.state.num_processes > 1 else None

@@ -372,6 +372,7 @@ def cache_dir(config: Training | RMEval) -> Path:
     """Where downloads, tokens and reference log-probs are kept between runs."""
     from alignjax.files import location
 
-    return location(
-        config.data.cache_dir or os.environ.get("ALIGNJAX_CACHE") or "~/.cache/alignjax"
-    )
+    path = config.data.cache_dir or os.environ.get("ALIGNJAX_CACHE") or "~/.cache/alignjax"
+    if "://" in path:
+        raise UserError(f"data.cache_dir={path}: caches lie on a disk; name a directory of one.")
+    return location(path)

@@ -36,7 +36,7 @@ def main() -> int:
     say(f"converting {args.src}")
     from alignjax import processes
 
-    processes.join_on_host()
+    processes.join_on_host(vars(args))
     return convert(args)
 
 
@@ -70,7 +70,7 @@ def convert(args: Convert) -> int:
     from alignjax.weights import orbax, orbax_write, safetensors
     from alignjax.weights.compare import check_transformers
     from alignjax.weights.fetch import open_model
-    from alignjax.weights.source import check_tensors, size_of, watched
+    from alignjax.weights.source import check_tensors, open_together, size_of, watched
 
     if args.check:
         if process_count() > 1:
@@ -78,7 +78,7 @@ def convert(args: Convert) -> int:
         check_transformers()
     with phase(f"opening {args.src}"):
         cache = configs.cache_dir(configs.SFT())
-        source = in_turn(lambda: open_model(args.src, cache, "--src"))
+        source = open_together(lambda: open_model(args.src, cache, "--src"))
         check_tensors(source)
     size = size_of(source)
     target = location(args.dst)
@@ -101,7 +101,7 @@ def convert(args: Convert) -> int:
         f"{gigabytes(size)} read in {seconds:.1f} s ({size / 1e9 / seconds:.3f} GB/s)"
     )
     if args.check:
-        _compare(args, source, in_turn(lambda: open_model(args.dst, cache, "--dst")))
+        _compare(args, source, open_together(lambda: open_model(args.dst, cache, "--dst")))
     return 0
 
 

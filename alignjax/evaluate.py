@@ -37,7 +37,7 @@ def evaluate(config: configs.RMEval) -> int:
     from alignjax.sharding import axis_size, use_mesh
     from alignjax.stages import stage_of
 
-    processes.join()
+    processes.join(configs.flat(configs.to_dict(config)))
     only_first_process(jax.process_index())
     use_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     source, data = _prepare(config)
@@ -86,16 +86,16 @@ def _prepare(config: configs.RMEval):
     from alignjax.data.chat import load_tokenizer
     from alignjax.data.summary import show_rows
     from alignjax.data.tokens import token_set
-    from alignjax.processes import in_turn
+    from alignjax.processes import check_same, in_turn
     from alignjax.progress import phase, say
     from alignjax.run import check_sets, check_vocabulary
     from alignjax.sharding import check_divides
     from alignjax.weights.fetch import open_model
-    from alignjax.weights.source import decoder_config
+    from alignjax.weights.source import decoder_config, open_together
 
     cache = configs.cache_dir(config)
     with phase(f"opening {config.model.path}"):
-        source = in_turn(lambda: open_model(config.model.path, cache))
+        source = open_together(lambda: open_model(config.model.path, cache))
         tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)
         if not decoder_config(source).scored:
             raise UserError(
@@ -110,6 +110,7 @@ def _prepare(config: configs.RMEval):
             )
         )
     sets = {"held out": data}
+    check_same({"the tokens, held out": data.key})
     show_rows(config.data, sets, parts=(True,))
     if data.bad_rows_file:
         say(f"bad rows are listed in {data.bad_rows_file}")

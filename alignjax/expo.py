@@ -47,7 +47,7 @@ def main() -> int:
         from alignjax import processes
     finally:
         gc.enable()
-    processes.join_on_host()
+    processes.join_on_host(vars(args) | vars(rules))
     return expo(args, rules)
 
 
@@ -98,14 +98,14 @@ def _open(args: Expo):
 
     from alignjax.data.chat import load_tokenizer, special_ids
     from alignjax.extrapolation.pair import pair_of
-    from alignjax.processes import in_turn
     from alignjax.progress import phase
     from alignjax.weights.fetch import open_model
+    from alignjax.weights.source import open_together
 
     cache = configs.cache_dir(configs.SFT())
     with phase(f"opening {args.strong} and {args.weak}"):
-        strong = in_turn(lambda: open_model(args.strong, cache, "--strong"))
-        weak = in_turn(lambda: open_model(args.weak, cache, "--weak"))
+        strong = open_together(lambda: open_model(args.strong, cache, "--strong"))
+        weak = open_together(lambda: open_model(args.weak, cache, "--weak"))
         kept = np.zeros(0, np.int64)
         if args.special_tokens == "keep":
             kept = np.array(special_ids(load_tokenizer(strong.tokenizer_dir, "")), np.int64)

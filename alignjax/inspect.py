@@ -61,7 +61,7 @@ def inspect(args: Inspect, config: configs.Training) -> int:
     from alignjax.run import planned
     from alignjax.sharding import use_mesh
 
-    processes.join()
+    processes.join(configs.flat(configs.to_dict(config)))
     only_first_process(jax.process_index())
     file = processes.in_turn(lambda: page_file(args, config))
     if args.skip_loss:

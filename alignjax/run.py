@@ -22,7 +22,7 @@ from alignjax.data.tokenset import TokenSet
 from alignjax.errors import UserError
 from alignjax.files import read_json, remove_files, whole_directory
 from alignjax.models.decoder import Decoder
-from alignjax.processes import in_turn, is_first, on_first
+from alignjax.processes import check_same, in_turn, is_first, on_first
 from alignjax.progress import phase, say
 from alignjax.resume import check_length, check_model, check_settings, record
 from alignjax.reward_source import reward_source
@@ -32,7 +32,7 @@ from alignjax.weights.card import model_card, read_settings
 from alignjax.weights.fetch import open_model
 from alignjax.weights.loading import load
 from alignjax.weights.safetensors import save_companions
-from alignjax.weights.source import Source, decoder_config, size_of, watched
+from alignjax.weights.source import Source, decoder_config, open_together, size_of, watched
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def planned(config: configs.Training, weights: bool = True) -> Run:
     """
     stage, cache = stage_of(config), configs.cache_dir(config)
     with phase(f"opening {config.model.path}"):
-        source = in_turn(lambda: open_model(config.model.path, cache, weights=weights))
+        source = open_together(lambda: open_model(config.model.path, cache, weights=weights))
         tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)
         if stage.name == "rm":
             source = reward_source(source, tokenizer)
@@ -154,6 +154,7 @@ def planned(config: configs.Training, weights: bool = True) -> Run:
 
     train, held_out = (in_turn(partial(tokenized, held_out)) for held_out in (False, True))
     sets = {"training": train, "held out": held_out}
+    check_same({f"the tokens, {name}": part.key for name, part in sets.items()})
     show_rows(config.data, sets)
     for model in (source, other):
         check_vocabulary(model, tokenizer, sets)

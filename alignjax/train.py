@@ -32,7 +32,7 @@ def train(config: configs.Training) -> int:
     from alignjax.resume import check_directory
     from alignjax.sharding import use_mesh
 
-    processes.join()
+    processes.join(configs.flat(configs.to_dict(config)))
     only_first_process(jax.process_index())
     use_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     directory = configs.run_dir(config)

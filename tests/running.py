@@ -41,15 +41,19 @@ def arguments(root: Path, run: str, *overrides: str, stage: str = "dpo") -> list
     ]
 
 
-# Training in which each batch comes a tenth of a second late.
+# Training in which each batch comes a tenth of a second late, and from the 11th on none before a
+# file is there.
 _LATE = """
-import sys, time
+import os, sys, time
 from alignjax import command, loop, train
 
-following = loop._next
+following, asked = loop._next, []
 
 def late(*arguments):
+    asked.append(1)
     time.sleep(0.1)
+    while len(asked) > 10 and not os.path.exists({until!r}):
+        time.sleep(0.01)
     return following(*arguments)
 
 loop._next = late
@@ -62,9 +66,9 @@ def scripted(command: list[str], script: str) -> list[str]:
     return [command[0], "-c", script, *command[3:]]
 
 
-def slowly(command: list[str]) -> list[str]:
-    """The same run, with time between two steps for whoever is to meet it at work."""
-    return scripted(command, _LATE)
+def slowly(command: list[str], until: Path | str = "/") -> list[str]:
+    """The same run, which whoever is to meet it at work finds at step 9 until a file is there."""
+    return scripted(command, _LATE.format(until=str(until)))
 
 
 class Running(NamedTuple):
@@ -95,7 +99,7 @@ def start(command: list[str], env: dict[str, str], processes: int, logs: Path) -
     return started
 
 
-def finish(started: list[Running], timeout: float = 300) -> tuple[list[int], list[str]]:
+def finish(started: list[Running], timeout: float = 600) -> tuple[list[int], list[str]]:
     """Exit codes and outputs of all processes, which are killed where they outlast the time."""
     end = time.monotonic() + timeout
     try:
@@ -124,7 +128,7 @@ def launch_several(command: list[str], env: dict[str, str], processes: int, logs
     return outputs[0]
 
 
-def wait_for(running: Running, text: str, timeout: float = 120) -> None:
+def wait_for(running: Running, text: str, timeout: float = 600) -> None:
     """Returns once a process has printed a text."""
     end = time.monotonic() + timeout
     while text not in running.log.read_text():

@@ -242,7 +242,7 @@ def test_the_next_batches_are_made_before_they_are_asked_for(monkeypatch):
     monkeypatch.setattr(PackedSteps, "__getitem__", noting)
     batches = make(2).read()
     next(batches)
-    assert third.wait(60)
+    assert third.wait(600)
     for array, same in zip(next(batches), original(make(2), 1), strict=True):
         assert np.array_equal(array, same)
 

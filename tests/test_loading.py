@@ -38,7 +38,7 @@ def fingerprints(model) -> dict[str, str]:
 
 def load_and_tell(source: str, broken_on: str = "") -> int:
     """What each process does: loads a model, prints what it read and what it holds."""
-    processes.join()
+    processes.join({})
     use_mesh(1, 4, 2)
     asked = []
     original = tensorfile.read_bytes

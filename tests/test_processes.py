@@ -1,13 +1,17 @@
 """Runs of several processes on one machine: they train as one, stop as one and fail as one."""
 
 import json
+import random
 import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax
 import pytest
 from conftest import tiny_config, write_model, write_pairs
+from jax._src.clusters import cloud_tpu_cluster
 from running import (
     arguments,
     environment,
@@ -20,6 +24,9 @@ from running import (
     wait_for,
 )
 from safetensors.numpy import load_file
+
+from alignjax import processes
+from alignjax.errors import UserError
 
 PAIRS, HELD_OUT = 40, 12
 SAMPLED = ("--samples.prompts=4", "--samples.max-tokens=8")
@@ -90,9 +97,10 @@ def test_a_signal_to_one_process_stops_all_after_one_step(prepared, two, tmp_pat
     name = f"stopped-{number.name}"
     command = arguments(prepared, name, *SAMPLED)
     env = environment(tmp_path / "cache")
-    started = start(slowly(command), env, 2, tmp_path / "logs")
+    started = start(slowly(command, tmp_path / "go"), env, 2, tmp_path / "logs")
     wait_for(started[0], "step 4/20")
     started[1].process.send_signal(number)
+    (tmp_path / "go").touch()
     codes, outputs = finish(started)
     assert codes == [143, 143], "\n".join(outputs)
     told = re.search(r"stopped by a signal after step (\d+) of 20, which is saved in", outputs[0])
@@ -110,9 +118,10 @@ def test_a_signal_to_one_process_stops_all_after_one_step(prepared, two, tmp_pat
 def test_ctrl_c_stops_a_run_of_one_process_after_its_step(prepared, tmp_path):
     command = arguments(prepared, "alone", *SAMPLED)
     env = environment(tmp_path / "cache", 2)
-    started = start(slowly(command), env, 1, tmp_path / "logs")
+    started = start(slowly(command, tmp_path / "go"), env, 1, tmp_path / "logs")
     wait_for(started[0], "step 4/20")
     started[0].process.send_signal(signal.SIGINT)
+    (tmp_path / "go").touch()
     codes, outputs = finish(started)
     assert codes == [143] and "stopped by a signal after step" in outputs[0]
     launch(command, env)
@@ -122,7 +131,7 @@ def test_ctrl_c_stops_a_run_of_one_process_after_its_step(prepared, tmp_path):
 
 def test_a_mistake_ends_all_processes_with_one_sentence(prepared, tmp_path):
     command = arguments(prepared, "refused", "--data.path=nowhere.jsonl")
-    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "logs"), 60)
+    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "logs"))
     assert codes == [2, 2]
     assert "nowhere.jsonl" in outputs[0].strip().splitlines()[-1]
     assert "error" not in outputs[1] and "Traceback" not in "".join(outputs)
@@ -130,9 +139,10 @@ def test_a_mistake_ends_all_processes_with_one_sentence(prepared, tmp_path):
 
 def test_a_second_run_in_the_directory_is_refused_on_every_process(prepared, tmp_path):
     command = arguments(prepared, "held", "--batch.epochs=50")
-    first = start(slowly(command), environment(tmp_path / "cache"), 1, tmp_path / "logs")
+    endless = slowly(command, tmp_path / "never")
+    first = start(endless, environment(tmp_path / "cache"), 1, tmp_path / "logs")
     wait_for(first[0], "step 2/")
-    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "more"), 60)
+    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "more"))
     first[0].process.kill()
     finish(first)
     assert codes == [2, 2] and f"process {first[0].process.pid} on" in outputs[0]
@@ -141,8 +151,9 @@ def test_a_second_run_in_the_directory_is_refused_on_every_process(prepared, tmp
 PLAIN = """
 import jax, json, sys
 from alignjax import processes
+from alignjax.errors import UserError
 from alignjax.sharding import local_rows, use_mesh
-processes.join()
+processes.join({})
 use_mesh()
 me = jax.process_index()
 found = {"rows": local_rows(8).tolist(), "turn": processes.in_turn(lambda: me)}
@@ -151,7 +162,7 @@ found["array"] = processes.from_first(jax.numpy.arange(3.0) + me).tolist()
 for name, wrong in (("in_turn", 1), ("on_first", 0)):
     def work():
         if me == wrong:
-            raise ValueError(f"process {me} says no")
+            raise UserError(f"process {me} says no")
         return 0
     try:
         getattr(processes, name)(work)
@@ -163,7 +174,7 @@ print("found", json.dumps(found))
 
 def test_processes_agree_and_read_their_own_rows(tmp_path):
     command = [sys.executable, "-c", PLAIN]
-    codes, outputs = finish(start(command, environment(tmp_path, 2), 2, tmp_path / "logs"), 60)
+    codes, outputs = finish(start(command, environment(tmp_path, 2), 2, tmp_path / "logs"))
     assert codes == [0, 0], "\n".join(outputs)
     found = [json.loads(re.search("found (.*)", text)[1]) for text in outputs]
     assert [f.pop("rows") for f in found] == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -180,39 +191,161 @@ def test_processes_agree_and_read_their_own_rows(tmp_path):
     )
 
 
-ALONE = """
-import sys
+# One of two processes does something alone, while the other waits for it.
+SCENE = """
+import errno, os, signal, sys, time
 from alignjax import command, processes
 from alignjax.errors import UserError
 
 def main():
-    processes.join()
+    mine = os.environ["JAX_PROCESS_ID"] == sys.argv[1]
+    processes._MISSED = 3
+    processes.join({"seed": int(mine), "run_dir": mine} if sys.argv[2] == "other" else {})
     import jax
-    if jax.process_index() == int(sys.argv[1]):
-        raise UserError("a mistake that only one process sees.")
-    processes.on_first(lambda: 0) if int(sys.argv[1]) else jax.numpy.zeros(1)
+    from jax.experimental import multihost_utils
+    if mine:
+        {
+            "mistake": lambda: (_ for _ in ()).throw(UserError("a mistake that only one sees.")),
+            "full": lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "", "out/model")),
+            "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+            "stopped": lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(600)),
+        }[sys.argv[2]]()
+    if sys.argv[3] == "gathering":
+        multihost_utils.process_allgather(jax.numpy.ones(2))
     processes.in_turn(lambda: 0)
     return 0
 
 sys.exit(command.run(main))
 """
+MISTAKE, FULL = "error: a mistake that only one sees.", "error: out/model: no space is left"
 
 
-@pytest.mark.parametrize("alone", [0, 1])
-def test_a_process_that_fails_alone_says_so_and_ends_at_once(tmp_path, alone):
-    command = [sys.executable, "-c", ALONE, str(alone)]
-    started = start(command, environment(tmp_path), 2, tmp_path / "logs")
-    assert started[alone].process.wait(60) == 2
-    for running in started:
-        running.process.kill()
-    said = finish(started)[1][alone]
-    assert said.endswith(f"process {alone}: error: a mistake that only one process sees.\n")
+@pytest.mark.parametrize(
+    ("alone", "what", "waits", "code", "sentence"),
+    [
+        (0, "mistake", "telling", 2, MISTAKE),
+        (1, "mistake", "telling", 2, MISTAKE),
+        (0, "full", "gathering", 2, FULL),
+        (1, "full", "gathering", 2, FULL),
+        (1, "killed", "telling", -signal.SIGKILL, "process 1 is gone"),
+        (1, "killed", "gathering", -signal.SIGKILL, "process 1 is gone"),
+        (0, "stopped", "telling", 143, ""),
+        (1, "stopped", "telling", 143, "process 1 has ended: it was ended by SIGTERM"),
+        (1, "other", "telling", 2, "seed=0 in process 0, but 1 in process 1"),
+    ],
+)
+def test_what_one_process_meets_ends_all_with_a_sentence(
+    tmp_path, alone, what, waits, code, sentence
+):
+    command = [sys.executable, "-c", SCENE, str(alone), what, waits]
+    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "logs"))
+    assert codes[alone] == code and codes[1 - alone] == 2, "\n".join(outputs)
+    assert sentence in outputs[0] and "Traceback" not in "".join(outputs)
+    assert "Check failure" not in "".join(outputs)
 
 
-def test_an_address_without_numbers_is_refused():
-    code = "import os; os.environ['JAX_COORDINATOR_ADDRESS'] = 'x:1'\n"
-    code += "os.environ['JAX_NUM_PROCESSES'] = 'two'\n"
-    code += "from alignjax import processes\nprocesses.join()"
-    env = environment(".")
+def test_a_process_that_never_joins_is_named(tmp_path):
+    code = "from alignjax import processes\nprocesses._PATIENCE_HERE = 2\nprocesses.join({})"
+    (first, second) = start(
+        [
+            sys.executable,
+            "-c",
+            f"import os, time\nif os.environ['JAX_PROCESS_ID'] == '1': time.sleep(600)\n{code}",
+        ],
+        environment(tmp_path),
+        2,
+        tmp_path / "logs",
+    )
+    assert first.process.wait(600) == 2
+    second.process.kill()
+    assert "error: process 1 has not joined" in finish([first, second])[1][0]
+
+
+NAMED = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (("x:1", "two", "0"), "JAX_NUM_PROCESSES='two'"),
+        (("x:1", "0", "0"), "JAX_NUM_PROCESSES='0'"),
+        (("x:1", "2", "-1"), "JAX_PROCESS_ID='-1'"),
+        (("x:1", "2", ""), "JAX_PROCESS_ID=None"),
+        (("x:1", "2", "2"), "JAX_PROCESS_ID=2"),
+        (("x:1", "", "0"), "JAX_NUM_PROCESSES=None"),
+        (("", "2", "0"), "JAX_COORDINATOR_ADDRESS=''"),
+        (("x", "2", "0"), "JAX_COORDINATOR_ADDRESS='x'"),
+        (("x:", "2", "0"), "JAX_COORDINATOR_ADDRESS='x:'"),
+        (("http://x:99999", "2", "0"), "99999"),
+    ],
+)
+def test_variables_that_make_no_sense_are_refused_by_name(monkeypatch, values, names):
+    for name, value in zip(NAMED, values, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as refusal:
+        processes.join({})
+    assert names in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "joins"),
+    [
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, False),  # a shell of salloc
+        ({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+    ],
+)
+def test_a_launcher_of_several_processes_is_asked(monkeypatch, values, joins):
+    asked = []
+    monkeypatch.setattr(processes, "_initialize", lambda *named: asked.append(named))
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    processes.join({})
+    assert asked == [("", None, None)] * joins
+
+
+@pytest.mark.parametrize(("hosts", "joins"), [(["10.0.0.1"], False), (["10.0.0.1", "b"], True)])
+def test_a_pod_of_plain_tpu_vms_is_asked_by_its_metadata(monkeypatch, hosts, joins):
+    said = {"agent-worker-number": "1", "worker-network-endpoints": ",".join(hosts), "tpu-env": ""}
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: (said[key], 200))
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    asked, platforms = [], jax.config.jax_platforms
+    monkeypatch.setattr(processes, "_initialize", lambda *named: asked.append(named))
+    try:
+        for kind, expected in (("tpu,cpu", joins), ("cpu", False)):
+            jax.config.update("jax_platforms", kind)
+            processes.join({})
+            assert asked == [("", None, None)] * expected
+            asked.clear()
+    finally:
+        jax.config.update("jax_platforms", platforms)
+
+
+def test_a_platform_that_is_not_there_is_one_sentence(tmp_path):
+    code = "import sys; from alignjax import command, processes\n"
+    code += "sys.exit(command.run(lambda: processes.join({})))"
+    env = environment(tmp_path) | {"JAX_PLATFORMS": "cuda"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert "ValueError: JAX_NUM_PROCESSES='two': it must be a whole number." in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("error: jax cannot start with JAX_PLAT")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_all_processes_stop_after_the_same_step(monkeypatch, seed):
+    """However far one is ahead: its step needs the one before to be dispatched by the others."""
+    told, rng = {}, random.Random(seed)
+    client = SimpleNamespace(
+        key_value_set=lambda key, value, allow_overwrite: told.update({key: value}),
+        key_value_dir_get=lambda directory: list(told.items()),
+    )
+    monkeypatch.setattr(processes.state, "client", client)
+    at, ends, asking, wanted = [0, 0], [None, None], rng.randrange(2), rng.randrange(1, 6)
+    for me in rng.choices([0, 1], k=200):
+        if ends[me] is None and at[me] <= at[1 - me] + 1:
+            at[me] += 1
+            if processes.agree_to_stop(at[me], me == asking and at[me] == wanted):
+                ends[me] = at[me]
+    assert ends == [wanted + 2] * 2

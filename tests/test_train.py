@@ -64,7 +64,8 @@ def test_the_screen_says_what_is_trained_and_what_came_of_it(prepared):
 def test_killed_and_started_again_ends_with_the_same_bits(prepared):
     command = arguments(prepared, "killed", "--samples.prompts=4", "--samples.max-tokens=8")
     env = environment(prepared / "cache")
-    with subprocess.Popen(slowly(command), env=env, stdout=subprocess.PIPE, text=True) as process:
+    endless = slowly(command, until=prepared / "never")
+    with subprocess.Popen(endless, env=env, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("step 8/"):
                 process.send_signal(signal.SIGKILL)

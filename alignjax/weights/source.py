@@ -1,5 +1,6 @@
 """Where a model comes from: one view of Hugging Face directories, GGUF files and Orbax models."""
 
+import hashlib
 import math
 import time
 from collections import deque
@@ -15,6 +16,7 @@ import numpy as np
 from alignjax.errors import UserError
 from alignjax.models.families import from_hf, tensor_names
 from alignjax.models.shapes import DecoderConfig, is_stacked, leaf_shapes
+from alignjax.processes import check_same, in_turn
 from alignjax.weights.tensorfile import BUFFERS
 from alignjax.weights.together import at_once, share
 
@@ -44,6 +46,23 @@ class Source:
     tensors: dict[str, Stored]  # by name, in an order that is quick to read
     read: Callable[[str, tuple[slice, ...]], np.ndarray]
     tokenizer_dir: Path  # tokenizer files, chat template and generation_config.json
+
+
+def open_together(opened: Callable[[], Source]) -> Source:
+    """Return what `opened` gives on every process, the first one first.
+
+    Raises UserError, on all of them, where they open other files; of large ones samples are read.
+    """
+    source = in_turn(opened)
+    if jax.process_count() > 1:
+        digest = hashlib.sha256(repr(sorted(source.config.items())).encode())
+        for i, (name, (shape, dtype, _)) in enumerate(source.tensors.items()):
+            digest.update(f"{name} {shape} {dtype}".encode())
+            if i % (len(source.tensors) // 32 + 1) == 0:
+                middle = (slice(size // 2, size // 2 + 1) for size in shape[:-1])
+                digest.update(source.read(name, (*middle, *[slice(1024)][: len(shape)])).tobytes())
+        check_same({f"the model {source.path.name}": digest.hexdigest()[:16]})
+    return source
 
 
 def decoder_config(source: Source) -> DecoderConfig:

@@ -10,7 +10,7 @@ import jax
 
 from alignjax.errors import UserError
 from alignjax.files import is_remote, whole_directory
-from alignjax.processes import in_turn, on_first
+from alignjax.processes import in_turn, on_each, on_first
 
 Result = TypeVar("Result")
 
@@ -33,15 +33,9 @@ def at_once(work: Callable[[], Result]) -> Result:
 
     A mistake on any process is raised on all of them, so that none waits for one that has gone.
     """
-    if jax.process_count() == 1:
-        return work()
-    result = problem = None
-    try:
-        result = work()
-    except (ValueError, OSError) as error:
-        problem = error
-    agree(problem)
-    return result
+    results: list[Result] = []
+    on_each(lambda: results.append(work()))
+    return results[0]
 
 
 def agree(problem: Exception | None) -> None:
