@@ -91,7 +91,7 @@ def _snapshot(name: str, key: str, weights: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.model", "*.jinja", "merges.txt"]
+        patterns = ["*.json", *safetensors.COMPANIONS]
         patterns += ["*.safetensors"] if weights else []
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
