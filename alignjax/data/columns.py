@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Side:
 
     prompt: list[dict] | str
     answer: list[dict] | str
+    template_kwargs: dict = field(default_factory=dict)  # more variables for the chat template
 
 
 def side_of(prompt, answer, column: str, place: Place) -> Side:
