@@ -1,12 +1,21 @@
 """What lies beside a trained model's weights and is not its source's: template, ends, padding."""
 
 import json
+from typing import Annotated, Any, TypedDict
 
 from alignjax.data.chat import end_of_turn_id
 from alignjax.files import read_json
+from alignjax.validate import Bound
 from alignjax.weights.source import Source, decoder_config
 
 _GENERATION = "generation_config.json"
+_Id = Annotated[int, Bound(0, 2**31 - 1)]
+
+
+class _Generation(TypedDict):
+    """What is read of generation_config.json."""
+
+    eos_token_id: _Id | list[_Id] | None
 
 
 def of_trained(source: Source, tokenizer, chat_template: str) -> dict[str, str]:
@@ -19,7 +28,7 @@ def of_trained(source: Source, tokenizer, chat_template: str) -> dict[str, str]:
     files = {}
     if chat_template:
         files["chat_template.jinja"] = tokenizer.chat_template
-    generation = _held(source, _GENERATION)
+    generation = _held(source, _GENERATION, _Generation)
     ends = _listed(generation.get("eos_token_id", source.config.get("eos_token_id")))
     if end_of_turn_id(tokenizer) not in (None, *ends):
         generation["eos_token_id"] = eos_ids(source, tokenizer)
@@ -36,15 +45,15 @@ def of_trained(source: Source, tokenizer, chat_template: str) -> dict[str, str]:
 def eos_ids(source: Source, tokenizer) -> list[int]:
     """Every token that ends an answer, by template, generation config and model config."""
     found = {tokenizer.eos_token_id, end_of_turn_id(tokenizer)}
-    for stored in (source.config, _held(source, _GENERATION)):
+    for stored in (source.config, _held(source, _GENERATION, _Generation)):
         found |= set(_listed(stored.get("eos_token_id")))
     return sorted(found - {None})
 
 
-def _held(source: Source, name: str) -> dict:
+def _held(source: Source, name: str, kind: Any = dict) -> dict:
     """What a JSON file of the source says; nothing where it is not there."""
     file = source.tokenizer_dir / name
-    return read_json(file) if file.is_file() else {}
+    return read_json(file, kind) if file.is_file() else {}
 
 
 def _listed(ids: int | list[int] | None) -> list[int | None]:
