@@ -1,6 +1,7 @@
 """What lies beside a trained model's weights and is not its source's: template, ends, padding."""
 
 import json
+from typing import Any
 
 from alignjax.data.chat import end_of_turn_id
 from alignjax.files import read_json
@@ -43,7 +44,7 @@ def eos_ids(source: Source, tokenizer) -> list[int]:
     return sorted(found - {None})
 
 
-def _held(source: Source, name: str, kind: type = dict) -> dict:
+def _held(source: Source, name: str, kind: Any = dict) -> dict:
     """What a JSON file of the source says; nothing where it is not there."""
     file = source.tokenizer_dir / name
     return read_json(file, kind) if file.is_file() else {}

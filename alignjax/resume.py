@@ -42,8 +42,8 @@ FREE = (
 )
 _LENGTH = ("batch.epochs", "batch.max_steps")
 # What a run writes into its directory, besides .lock.
-_WRITTEN = ("config.json", "metrics.jsonl", "wandb_id", "model", "export", "checkpoints")
-_WRITTEN += ("tensorboard", "baseline", "samples", "eval", "bad_rows")
+_WRITTEN = ("config.json", "metrics.jsonl", "started.txt", "wandb_id", "model", "export")
+_WRITTEN += ("checkpoints", "tensorboard", "baseline", "samples", "eval", "bad_rows")
 _READ = ("model.path", "model.chat_template", "reference.path", "data.path", "data.eval_path")
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from alignjax.data.summary import list_bad_rows, show_rows
 from alignjax.data.tokens import token_set
 from alignjax.data.tokenset import TokenSet
 from alignjax.errors import UserError
-from alignjax.files import read_json, remove_files, whole_directory
+from alignjax.files import read_json, remove_files, whole_directory, write_whole
 from alignjax.models.decoder import Decoder
 from alignjax.processes import check_same, in_turn, is_first, on_first
 from alignjax.progress import phase, say
@@ -82,6 +83,7 @@ class Run:
 
 
 _ARRAYS = ("ref_train", "ref_held_out", "logps_held_out")  # of a baseline
+_STARTED = "started.txt"
 _ABOUT = "about.json"  # written with them: what they belong to
 
 
@@ -129,7 +131,8 @@ def planned(config: configs.Training, weights: bool = True) -> Run:
     stage, cache = stage_of(config), configs.cache_dir(config)
     with phase(f"opening {config.model.path}"):
         source = open_together(lambda: open_model(config.model.path, cache, weights=weights))
-        tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)
+        started = datetime.fromisoformat(on_first(lambda: _started(configs.run_dir(config))))
+        tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template, started)
         if stage.name == "rm":
             source = reward_source(source, tokenizer)
         else:
@@ -193,6 +196,18 @@ def planned(config: configs.Training, weights: bool = True) -> Run:
     )
 
 
+def _started(directory: Path) -> str:
+    """Return the time at which a run began, whose date its chat template writes ever after."""
+    file = directory / _STARTED
+    if not file.is_file():
+        return datetime.now().isoformat()
+    try:
+        return datetime.fromisoformat(file.read_text()).isoformat()
+    except ValueError:
+        said = f"write the time at which the run began into it, as {datetime.now().isoformat()}."
+        raise UserError(f"{file}: it holds no time; {said}") from None
+
+
 def _check_speaks(source: Source) -> None:
     if decoder_config(source).scored:
         raise UserError(
@@ -233,10 +248,11 @@ def _begin(run: Run) -> None:
     config, directory = run.config, run.directory
     there = (directory / "config.json").is_file()
     if there and read_settings(directory) != configs.to_dict(config):
-        written = ("baseline/*.npy", "baseline/about.json", "samples/step-*.json")
+        written = ("baseline/*.npy", "baseline/about.json", "samples/*.json")
         written += ("eval/step-*.npy", "tensorboard/events.out.tfevents.*")
         remove_files(directory, *written)
     record(config, directory)
+    write_whole(directory / _STARTED, run.tokenizer.started.isoformat())
     list_bad_rows(directory, run.sets())
     save_companions(run.source, directory / "model", run.companions())
 

@@ -29,6 +29,14 @@ class _Answer(TypedDict):
     tokens: int
 
 
+class _Prompt(TypedDict):
+    """A held-out prompt to answer, as the run directory keeps it."""
+
+    prompt: str  # its last message
+    ids: list[int]  # of all of it, with the answer's header
+    rule: list[str]  # name and value of what an answer has to follow, or nothing
+
+
 def stored(run: Run, step: int) -> list[dict] | None:
     """The answers that an earlier start of this run kept, [] where none are asked for, or None.
 
@@ -57,15 +65,14 @@ def sample(run: Run, model: Decoder, step: int, weights: str) -> list[dict]:
     wanted = run.config.samples
     if not wanted.prompts:
         return []
-    found = _held_out(run)
+    found = on_first(lambda: _prompts(run))
     if not found:
         if wanted.kl:
             say("samples.kl: no held-out row has a conversation to answer, so none is measured")
         return []
-    prompts = [render(run.tokenizer, prompt, generate=True) for _, prompt in found]
-    encoded = [run.tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    encoded = [prompt["ids"] for prompt in found]
     ends = run.eos_ids()
-    with phase(f"answers at step {step}", len(prompts)) as update:
+    with phase(f"answers at step {step}", len(found)) as update:
         ids = generate(
             model,
             encoded,
@@ -79,12 +86,12 @@ def sample(run: Run, model: Decoder, step: int, weights: str) -> list[dict]:
             keep_end=True,
         )
     result = []
-    for (example, prompt), answer in zip(found, ids, strict=True):
+    for prompt, answer in zip(found, ids, strict=True):
         shown = answer[:-1] if answer[-1] in ends else answer
         text = run.tokenizer.decode(shown, skip_special_tokens=True)
-        line = {"prompt": prompt[-1]["content"], "answer": text}
-        rule, value = example.row.get("rule"), example.row.get("rule_value")
-        if is_rule(rule, value):
+        line = {"prompt": prompt["prompt"], "answer": text}
+        if prompt["rule"]:
+            rule, value = prompt["rule"]
             line |= {"rule": rule, "follows": follows(rule, value, text)}
         result.append(line)
     if wanted.kl and step:
@@ -96,8 +103,14 @@ def sample(run: Run, model: Decoder, step: int, weights: str) -> list[dict]:
     return result
 
 
-def _held_out(run: Run) -> list[tuple[Example, list[dict]]]:
-    """As many held-out rows that can be answered as samples.prompts says, each with its prompt."""
+def _prompts(run: Run) -> list[_Prompt]:
+    """As many held-out prompts as samples.prompts says, kept since the run's start.
+
+    The data may be others by now, or gone.
+    """
+    file = run.directory / "samples" / "prompts.json"
+    if file.is_file():
+        return read_json(file, list[_Prompt])
     kept = {run.held_out.place(i) for i in range(len(run.held_out))} if run.held_out else set()
     found = [
         (example, prompt)
@@ -106,7 +119,17 @@ def _held_out(run: Run) -> list[tuple[Example, list[dict]]]:
     ]
     count = min(run.config.samples.prompts, len(found))
     chosen = np.sort(np.random.default_rng(run.config.seed).permutation(len(found))[:count])
-    return [found[i] for i in chosen]
+    prompts = [_rendered(run, *found[i]) for i in chosen]
+    write_whole(file, json.dumps(prompts, indent=1, ensure_ascii=False))
+    return prompts
+
+
+def _rendered(run: Run, example: Example, turns: list[dict]) -> _Prompt:
+    variables = example.sides[0].template_kwargs
+    text = render(run.tokenizer, turns, True, str(example.place), variables)
+    ids = run.tokenizer.encode(text, add_special_tokens=False)
+    rule = [example.row.get("rule"), example.row.get("rule_value")]
+    return {"prompt": turns[-1]["content"], "ids": ids, "rule": rule if is_rule(*rule) else []}
 
 
 def _file(run: Run, step: int) -> Path:

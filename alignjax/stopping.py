@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: every process stops training after the same step."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator

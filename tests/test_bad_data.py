@@ -163,7 +163,8 @@ TEMPLATES = {
     ),
     "refuses": (
         "{{ raise_exception('no system turn') }}",
-        "the chat template refuses this row (no system turn)",
+        "the chat template refuses this row (no system turn); change the row, or name another "
+        "--model.chat_template",
     ),
     "trims": (
         TEMPLATE.replace("['content']", "['content'] | trim"),

@@ -204,8 +204,8 @@ def test_template_error_is_told_with_its_place():
         (gemma(), [ASK, TELL, TELL2], alternate),
         (gemma(), [system, ASK, TELL], "System role not supported"),
     ]:
-        sentence = f"{WHERE}: the chat template refuses this row ({said})."
-        assert refusal(tokenizer, messages) == sentence
+        sentence = f"{WHERE}: the chat template refuses this row ({said}); "
+        assert refusal(tokenizer, messages).startswith(sentence)
 
 
 def test_missing_template_is_told():

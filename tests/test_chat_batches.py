@@ -133,7 +133,7 @@ def test_a_bad_conversation_spoils_no_other():
     unicode = "remove the character."
     assert [str(found[i]) for i in (1, 3, 4)] == [
         "f.jsonl, line 1: the chat template refuses this row (roles must alternate "
-        "user/assistant/user/assistant).",
+        "user/assistant/user/assistant); change the row, or name another --model.chat_template.",
         "f.jsonl, line 3: the text is not valid Unicode (half a surrogate pair at character 11); "
         + unicode,
         "f.jsonl, line 4: the text is not valid Unicode (half a surrogate pair at character 10); "
@@ -245,9 +245,8 @@ def test_a_package_that_a_tokenizer_needs_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", needs)
     with pytest.raises(ValueError) as caught:
         chat.load_tokenizer(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path}: its tokenizer does not load (reading tekken.json needs mistral-common.)."
-    )
+    said = f"{tmp_path}: its tokenizer does not load (reading tekken.json needs mistral-common)"
+    assert str(caught.value).startswith(said)
 
 
 def test_truncation_and_padding_of_the_tokenizers_file_are_off(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from refusals import ended
 
 from alignjax import templates
-from alignjax.weights.safetensors import COMPANIONS
+from alignjax.weights.safetensors import companions_of
 
 
 @pytest.fixture
@@ -20,9 +20,8 @@ def exported(monkeypatch, capsys, root, tmp_path):
         )
         assert (code, said) == (0, "")
         export, model = tmp_path / "run/export", tmp_path / "run/model"
-        for file in (export / name for name in COMPANIONS):  # who takes the checkpoint has them too
-            if file.is_file():
-                assert (model / file.name).read_bytes() == file.read_bytes()
+        for name, file in companions_of(export).items():  # who takes the checkpoint has them too
+            assert (model / name).read_bytes() == file.read_bytes()
         return export
 
     return run

@@ -17,7 +17,7 @@ from alignjax.weights import safetensors
 from alignjax.weights import source as weights
 from alignjax.weights.loading import load
 from alignjax.weights.safetensors import (
-    COMPANIONS,
+    companions_of,
     export,
     open_directory,
     save_companions,
@@ -31,6 +31,11 @@ def tensors_of(directory) -> dict[str, np.ndarray]:
     for file in directory.glob("*.safetensors"):
         found |= load_file(file)
     return found
+
+
+def contents(directory) -> dict[str, bytes]:
+    """What travels beside the weights."""
+    return {name: file.read_bytes() for name, file in companions_of(directory).items()}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -49,9 +54,7 @@ def test_in_and_out_again_is_byte_identical(tmp_path, tied, dtype, files):
         assert got[name].dtype == kind and got[name].tobytes() == array.tobytes(), name
     config = (json.loads((tmp_path / end / "config.json").read_text()) for end in ("in", "out"))
     assert next(config) == next(config)
-    for name in COMPANIONS:
-        if (tmp_path / "in" / name).is_file():
-            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
+    assert contents(tmp_path / "out") == contents(tmp_path / "in") != {}
 
 
 def test_shards_are_indexed_and_no_larger_than_asked(tmp_path):
@@ -111,13 +114,34 @@ def test_a_copy_keeps_each_tensor_and_every_key(tmp_path):
     assert {n: (t.dtype, t.tobytes()) for n, t in got.items()} == {
         n: (t.dtype, t.tobytes()) for n, t in tensors.items()
     }
-    for name in ("config.json", *COMPANIONS):
-        if (tmp_path / "in" / name).is_file():
-            there, here = (tmp_path / end / name for end in ("in", "out"))
-            if name == "config.json":
-                assert json.loads(here.read_text()) == json.loads(there.read_text())
-            else:
-                assert here.read_bytes() == there.read_bytes()
+    assert contents(tmp_path / "out") == contents(tmp_path / "in") != {}
+    config = (json.loads((tmp_path / end / "config.json").read_text()) for end in ("in", "out"))
+    assert next(config) == next(config)
+
+
+def test_whatever_makes_up_a_tokenizer_travels(tmp_path):
+    write_model(tmp_path / "in", tiny_config())
+    names = {
+        "tokenizer.4.0.0.json",
+        "tokenizer.model",
+        "tokenizer.model.v3",
+        "spiece.model",
+        "tiktoken.model",
+        "tekken.json",
+        "vocab.txt",
+        "vocab.json",
+        "merges.txt",
+        "chat_template.json",
+        "additional_chat_templates/rag.jinja",
+    }
+    (tmp_path / "in/additional_chat_templates").mkdir()
+    for name in (*names, "model.py", "notes.txt", "additional_chat_templates/notes.txt"):
+        (tmp_path / "in" / name).write_text(name)
+    write_directory(open_directory(tmp_path / "in"), tmp_path / "out", "source", 10**9)
+    ever = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert set(contents(tmp_path / "out")) == names | ever | {"generation_config.json"}
+    assert contents(tmp_path / "out") == contents(tmp_path / "in")
+    assert not any((tmp_path / "out").rglob("*notes*"))
 
 
 def test_an_export_keeps_the_dtype_of_each_tensor(tmp_path):

@@ -124,9 +124,9 @@ def test_roles_that_do_not_alternate_are_refused(name, turns):
     tokenizer = with_template(everything(), name)
     with pytest.raises(ValueError) as caught:
         encode(tokenizer, [*turns, ASK, TELL])
-    assert str(caught.value) == (
+    assert str(caught.value).startswith(
         f"{WHERE}: the chat template refuses this row (roles must alternate "
-        "user/assistant/user/assistant)."
+        "user/assistant/user/assistant); "
     )
 
 
@@ -141,7 +141,7 @@ def test_a_role_that_a_template_does_not_know_is_refused(name, role, said):
     tokenizer = with_template(everything(), name)
     with pytest.raises(ValueError) as caught:
         encode(tokenizer, [ASK, TELL, {"role": role, "content": "no"}, TELL])
-    assert str(caught.value) == f"{WHERE}: the chat template refuses this row ({said})."
+    assert str(caught.value).startswith(f"{WHERE}: the chat template refuses this row ({said}); ")
 
 
 # Choosing

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from conftest import write_tokenizer
 from tokencases import PAIRS, make, pair_row, same, sequences, tokenizer_text, write
 
+from alignjax.config import Data
 from alignjax.data import chat, tokens
 
 
@@ -159,7 +162,8 @@ def test_a_killed_process_leaves_no_half_cache(tmp_path, tokenizer, tokenizer_di
     assert (left / "tokens.bin").is_file()
     made = make(path, tokenizer, tokenizer_dir, cache)
     assert same(made, make(path, tokenizer, tokenizer_dir, tmp_path / "another"))
-    assert [entry.name for entry in (cache / "tokens").iterdir()] == [made.key]
+    [kept] = (cache / "tokens").iterdir()
+    assert made.key.startswith(kept.name.partition("-")[0])
 
 
 def test_processes_that_write_the_same_cache_at_one_time(tmp_path, tokenizer, tokenizer_dir):
@@ -172,5 +176,58 @@ def test_processes_that_write_the_same_cache_at_one_time(tmp_path, tokenizer, to
         process.stdin.flush()
     assert [process.communicate()[0] for process in both] == ["300\n"] * 2
     made = make(path, tokenizer, tokenizer_dir, cache)
-    assert [entry.name for entry in (cache / "tokens").iterdir()] == [made.key]
+    [kept] = (cache / "tokens").iterdir()
+    assert made.key.startswith(kept.name.partition("-")[0])
     assert same(made, make(path, tokenizer, tokenizer_dir, tmp_path / "another"))
+
+
+def test_a_file_that_changes_while_it_is_tokenized_is_refused_and_not_kept(
+    tmp_path, tokenizer, tokenizer_dir
+):
+    path, cache = tmp_path / "d.jsonl", tmp_path / "cache"
+    write(path, PAIRS)
+    before = path.read_bytes()
+
+    def grow(_) -> None:
+        path.write_bytes(path.read_bytes() + before)
+
+    arguments = ("dpo", False, tokenizer, tokenizer_dir, cache)
+    with pytest.raises(ValueError, match=f"^{path}: it changed while it was tokenized.*again"):
+        tokens.token_set(Data(path=str(path)), *arguments, grow)
+    assert not any((cache / "tokens").iterdir())
+    path.write_bytes(before)
+    assert len(make(str(path), tokenizer, tokenizer_dir, cache)) == len(PAIRS)
+
+
+def test_a_date_is_part_of_the_key_where_the_template_writes_one(tmp_path, tokenizer_dir):
+    path, template = write(tmp_path / "d.jsonl", PAIRS), tmp_path / "t.jinja"
+    for form, shared in (("%d %b %Y", [0, 0, 2]), ("%H:%M", [0, 1, 0]), ("%Y", [0, 0, 0])):
+        today = "{{ '<|im_start|>system\n' + strftime_now('" + form + "') + '<|im_end|>\n' }}"
+        template.write_text(today + (tokenizer_dir / "chat_template.jinja").read_text())
+        made = []
+        for time in (datetime(2026, 1, 30, 9), datetime(2026, 1, 30, 10), datetime(2026, 1, 31, 9)):
+            tokenizer = chat.load_tokenizer(tokenizer_dir, str(template), time)
+            made.append(make(path, tokenizer, tokenizer_dir, tmp_path / "cache"))
+            assert time.strftime(form) in tokenizer_text(made[-1], tokenizer, 0)
+        assert [[one.key for one in made].index(one.key) for one in made] == shared
+
+
+@pytest.mark.parametrize("name", ["tokenizer.4.0.0.json", "tekken.json", "spiece.model"])
+def test_any_file_of_a_tokenizer_is_part_of_the_key(tmp_path, tokenizer, tokenizer_dir, name):
+    path, keys = write(tmp_path / "d.jsonl", PAIRS), set()
+    model = shutil.copytree(tokenizer_dir, tmp_path / "model")
+    for content in (None, "one", "other"):
+        if content:
+            (model / name).write_text(content)
+        keys.add(make(path, tokenizer, model, tmp_path / "cache").key)
+    assert len(keys) == 3
+
+
+def test_the_key_tells_tokens_that_another_library_made(
+    tmp_path, tokenizer, tokenizer_dir, monkeypatch
+):
+    path = write(tmp_path / "d.jsonl", PAIRS)
+    first = make(path, tokenizer, tokenizer_dir, tmp_path / "one")
+    assert make(path, tokenizer, tokenizer_dir, tmp_path / "two").key == first.key
+    tokenizer.add_tokens(["ec"])
+    assert make(path, tokenizer, tokenizer_dir, tmp_path / "three").key != first.key

@@ -250,8 +250,9 @@ def test_the_first_bad_row_stops_and_leaves_no_cache(tmp_path, tokenizer, tokeni
 def test_an_error_of_the_template_names_its_line(tmp_path, tokenizer, tokenizer_dir):
     tokenizer.chat_template = "{{ raise_exception('never') }}"
     path = write(tmp_path / "d.jsonl", PAIRS)
-    expected = f"{path}, line 1: the chat template refuses this row (never){SKIP}"
-    assert refusal(path, tokenizer, tokenizer_dir, tmp_path) == expected
+    sentence = refusal(path, tokenizer, tokenizer_dir, tmp_path)
+    assert sentence.startswith(f"{path}, line 1: the chat template refuses this row (never); ")
+    assert sentence.endswith(SKIP)
 
 
 def test_a_missing_template_is_no_rows_fault(tmp_path, tokenizer, tokenizer_dir):

@@ -6,7 +6,6 @@ changes a token. Rows are read, encoded and written in chunks, so memory does no
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,13 +17,13 @@ import numpy as np
 
 from alignjax.config import Data
 from alignjax.data import rows, sources
-from alignjax.data.chat import Encoded, encode_sides
+from alignjax.data.chat import Encoded, dates_of, encode_sides
 from alignjax.data.fitting import Item, fit, problem_of, thinned, with_prompt_cut
 from alignjax.data.formats import Place
 from alignjax.data.tokenset import TokenSet
 from alignjax.errors import UserError
-from alignjax.files import whole_directory, write_whole
-from alignjax.weights.safetensors import COMPANIONS
+from alignjax.files import whole_directory
+from alignjax.weights.safetensors import companions_of
 
 _VERSION = 10  # of what is stored; a change makes every cache anew
 _CHUNK = 1000  # sides encoded together, enough to keep all cores at work
@@ -71,38 +70,27 @@ def token_set(
     """
     content, names = sources.described(data, held_out)
     key = _key(data, stage, held_out, content, tokenizer, tokenizer_dir)
-    directory = cache / "tokens" / key
+    listed = json.dumps(names if data.on_bad_row == "skip" else [])  # bad rows name their files
+    directory = cache / "tokens" / f"{key}-{hashlib.sha256(listed.encode()).hexdigest()[:8]}"
     if not directory.is_dir():
         with whole_directory(directory) as partial:
             _write(partial, data, stage, held_out, names, tokenizer, progress)
+            if sources.described(data, held_out)[0] != content:
+                raise UserError(
+                    f"{sources.title(data, held_out)}: it changed while it was tokenized, so "
+                    "nothing is kept; run the same command again when it is complete."
+                )
     meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
     bad_rows = directory / "bad_rows.jsonl"
     now = dict(zip(meta.pop("read_from"), names, strict=True))
+    key = meta.pop("content")
     meta["files"] = [now[file] for file in meta["files"]]
-    if bad_rows.stat().st_size and any(then != name for then, name in now.items()):
-        bad_rows = _moved(bad_rows, now)
     return TokenSet(
         **{name: _mapped(directory / f"{name}.bin", dtype) for name, dtype in _ARRAYS.items()},
-        **meta,
         key=key,
         bad_rows_file=bad_rows if bad_rows.stat().st_size else None,
+        **meta,
     )
-
-
-def _moved(bad_rows: Path, now: dict[str, str]) -> Path:
-    """A list of bad rows in which files are called what they are now; beside the list."""
-    digest = hashlib.sha256(json.dumps(now).encode()).hexdigest()
-    moved = bad_rows.with_name(f"bad_rows-{digest[:16]}.jsonl")
-    if not moved.is_file():
-        longest_first = sorted(now, key=len, reverse=True)
-        named = re.compile("|".join(f"{re.escape(then)}(?=, )" for then in longest_first))
-        lines = []
-        for line in bad_rows.read_text(encoding="utf-8").splitlines():
-            said = json.loads(line)
-            renamed = {key: named.sub(lambda then: now[then[0]], said[key]) for key in said}
-            lines.append(json.dumps(renamed))
-        write_whole(moved, "\n".join(lines) + "\n")
-    return moved
 
 
 def _mapped(file: Path, dtype) -> np.ndarray:
@@ -115,17 +103,20 @@ def _key(
     data: Data, stage: str, held_out: bool, content: str, tokenizer, tokenizer_dir: Path
 ) -> str:
     settings = [_VERSION, stage, held_out, bool(data.eval_path)]
-    settings += [tokenizer.chat_template, data.split, data.eval_split, data.eval_fraction]
+    settings += [tokenizer.chat_template, dates_of(tokenizer)]
+    settings += [data.split, data.eval_split, data.eval_fraction]
     settings += [data.strings, data.train_on, data.max_length, data.overlong, data.on_bad_row]
     settings += [data.max_prompt_length, data.max_responses, data.max_row_bytes]
     settings.append(content)
     digest = hashlib.sha256(json.dumps(settings).encode())
-    for name in COMPANIONS:
-        file = tokenizer_dir / name
-        if file.is_file():
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    for name, file in companions_of(tokenizer_dir).items():
+        digest.update(f"{name} {_sha256(file)}".encode())
     return digest.hexdigest()[:32]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 # Reading
@@ -216,7 +207,9 @@ def _write(
                     out["trained"].write(mask.data)
             _append(out, values)
             progress(counts["read"] + counts["in other splits"])
+    written = json.dumps([*names, *(_sha256(directory / f"{name}.bin") for name in _ARRAYS)])
     meta = {
+        "content": hashlib.sha256(written.encode()).hexdigest()[:32],
         "read_from": read_from,
         "files": [name for name, _ in files],
         "units": [unit for _, unit in files],

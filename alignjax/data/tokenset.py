@@ -36,7 +36,7 @@ class TokenSet:
     largest_token: int  # -1 where there is none
     counts: dict[str, int]  # rows read, left out by reason, changed, and kept
     sides: int  # sequences of an item, at most
-    key: str  # what the tokens depend on
+    key: str  # a digest of the arrays and the sources
     bad_rows_file: Path | None = None  # {"place", "problem"} a line, where rows were skipped
 
     def __len__(self) -> int:

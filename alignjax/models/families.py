@@ -23,10 +23,13 @@ _SIZES_OR_NULL = ("num_key_value_heads", "head_dim", "sliding_window", "num_labe
 _NAMES = ("architectures", "layer_types")
 
 
+TokenId = Annotated[int, Bound(0, 2**31 - 1)]
+
+
 class Generation(TypedDict):
     """What is read of generation_config.json."""
 
-    eos_token_id: int | list[int] | None
+    eos_token_id: TokenId | list[TokenId] | None
 
 
 # What is read of config.json.

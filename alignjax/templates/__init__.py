@@ -45,4 +45,8 @@ def choose(tokenizer, name: str) -> str:
                 f"model.chat_template={name}: {token} is no token of the model's tokenizer; name "
                 f"another of: {', '.join(NEEDS)}."
             )
-    return file.read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except (UnicodeError, OSError):
+        said = "it cannot be read as UTF-8 text; name another file."
+        raise UserError(f"model.chat_template={name}: {said}") from None

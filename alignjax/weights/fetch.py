@@ -14,9 +14,8 @@ from alignjax.progress import say
 from alignjax.weights import gguf, orbax, safetensors
 from alignjax.weights.source import Source
 
-# Of a hub's model: what lies beside the weights, and where more copies of the weights may be.
-_DESCRIBED = ("*.json", "*.jinja", "*.model", "*.model.v*", "*.tiktoken", "merges.txt", "vocab.txt")
-_COPIES = ("*/*", "consolidated*", "adapter_*", "*.fp16*", "*.fp32*", "*.bf16*")
+# Where a hub's model may have more copies of its weights.
+_COPIES = ("original/*", "*/*.safetensors", "consolidated*", "adapter_*", "*.fp16*", "*.fp32*")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _snapshot(name: str, key: str, weights: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = [*_DESCRIBED, *(["*.safetensors"] if weights else [])]
+        patterns = ["*.json", *safetensors.COMPANIONS, *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=_COPIES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]

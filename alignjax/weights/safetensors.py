@@ -34,17 +34,20 @@ from alignjax.weights.together import at_once, share, shared_directory
 if TYPE_CHECKING:
     from alignjax.models.decoder import Decoder  # flax is slow to import
 
-# What travels from a model directory to an export beside the weights, byte for byte.
+# What travels from a model directory to an export beside the weights: all that transformers may
+# make a tokenizer of, tokenizer.4.0.0.json and spiece.model among it, and how to generate.
 COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
+    "tokenizer*.json",
+    "tokenizer.model*",
+    "*.model",
+    "*tekken*.json",
+    "*vocab*.json",
+    "vocab.*",
+    "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
     "generation_config.json",
 )
 # What is written into a model directory, of which an older one loses no other file.
@@ -57,6 +60,12 @@ _WRAPPED = re.compile(r"^module\.|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint
 
 class _Index(TypedDict):
     weight_map: dict[str, str]
+
+
+def companions_of(directory: Path) -> dict[str, Path]:
+    """Return the files beside a model's weights that travel with it, by their names in it."""
+    found = {file for pattern in COMPANIONS for file in directory.glob(pattern) if file.is_file()}
+    return {file.relative_to(directory).as_posix(): file for file in sorted(found)}
 
 
 def open_directory(path: Path | str) -> Source:
@@ -302,10 +311,9 @@ def write_companions(
     config = source.config if dtype == "source" else with_dtype(source.config, dtype)
     text = json.dumps(config, indent=2) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
-    for name in COMPANIONS:
-        file = source.tokenizer_dir / name
-        if file.is_file():
-            (directory / name).write_bytes(file.read_bytes())
+    for name, file in companions_of(source.tokenizer_dir).items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(file.read_bytes())
     for name, text in (beside or {}).items():
         (directory / name).write_text(text, encoding="utf-8")
 
