@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from alignjax import config as configs
+from alignjax import lock
 from alignjax.errors import DISK, UserError
 from alignjax.files import is_remote
 from alignjax.processes import on_first
@@ -121,6 +122,7 @@ def _disk_errors(manager, need: int) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
+        lock.check_place(manager.directory.parent)  # it may have gone while this was written
         number = next((n for n in DISK if os.strerror(n) in str(error)), 0)
         if number == errno.ENOSPC:
             raise UserError(_disk_full(manager, need)) from None

@@ -18,7 +18,7 @@ from alignjax.files import is_remote, make_directory, read_json, write_whole
 BEAT_SECONDS = 30  # between heartbeats of a run on an object store
 DEAD_SECONDS = 180  # without a heartbeat, after which its run counts as dead
 SETTLE_SECONDS = 2  # between writing a claim on an object store and reading whose claim stands
-_places: dict[Path, os.stat_result] = {}  # the directories on a disk that are held
+_places: dict[str, os.stat_result] = {}  # absolute path of each directory held on a disk
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def held(directory: Path, key: str = "--run_dir") -> Iterator[None]:
 
 def check_place(directory: Path) -> None:
     """Refuse to write into a held directory that was moved, deleted or replaced meanwhile."""
-    then = _places.get(directory)
+    then = _places.get(os.path.abspath(directory))
     if then and not (directory.is_dir() and os.path.samestat(then, directory.stat())):
         raise UserError(
             f"{directory}: it was moved or replaced while this run was writing there; bring it "
@@ -67,11 +67,11 @@ def _locked(directory: Path, key: str) -> Iterator[None]:
         file.write(json.dumps(_me()))
         file.flush()
         os.fsync(file.fileno())  # for other hosts to see
-        _places[directory] = directory.stat()
+        _places[os.path.abspath(directory)] = directory.stat()
         try:
             yield
         finally:
-            del _places[directory]
+            del _places[os.path.abspath(directory)]
 
 
 @contextmanager

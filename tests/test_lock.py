@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from running import ROOT
@@ -77,10 +78,12 @@ def test_a_lock_of_something_else_stays(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["moved", "replaced"])
-def test_a_directory_that_goes_while_it_is_held_is_noticed(tmp_path, kind):
+def test_a_directory_that_goes_while_it_is_held_is_noticed(tmp_path, kind, monkeypatch):
     here = tmp_path / "run"
     with lock.held(here):
         lock.check_place(here)
+        monkeypatch.chdir(tmp_path)
+        lock.check_place(Path("run"))
         assert lock.owner(here) == json.loads((here / ".lock").read_text())["run"]
         here.rename(tmp_path / "moved")
         if kind == "replaced":
