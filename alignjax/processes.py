@@ -1,5 +1,6 @@
 """The processes of a run: joining them, and doing things on one before the others."""
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -101,7 +102,8 @@ def _initialize(address: str, count: int | None, index: int | None) -> None:
     os.set_blocking(written, False)
     signal.set_wakeup_fd(written)  # `_watch` hears of signals while the main thread waits in C++
     joined = threading.Event()
-    threading.Thread(target=_watch, args=(joined, other, patience, signals), daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(joined, other, patience, signals), daemon=True)
+    watch.start()
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:
         # Its own end of patience is an abort: `_watch` comes before.
@@ -113,6 +115,12 @@ def _initialize(address: str, count: int | None, index: int | None) -> None:
         ) from None
     signal.signal(signal.SIGTERM, end_at_once)
     joined.set()
+
+    @atexit.register
+    def part() -> None:
+        jax.distributed.shutdown()  # the processes wait for each other
+        os.write(written, b"\0")
+        watch.join()  # Python's end aborts on a thread that is in C++
 
 
 def end_at_once(number, frame) -> None:
