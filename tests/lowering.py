@@ -28,7 +28,7 @@ LIBTPU = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLA
 
 def program(stage: str, fsdp: int, tensor: int, dtype: str, directory: Path) -> str:
     """The optimised program of one training step, as text."""
-    from alignjax import compiled
+    import compiled
 
     directory.mkdir()
     log = directory / "log"
@@ -130,9 +130,10 @@ def traced(config: Training, c: DecoderConfig, resolve: Callable = lambda shapes
 
 
 def training_step(stage: str, fsdp: int, tensor: int, dtype: str, directory: Path) -> None:
+    import compiled
     import jax
 
-    from alignjax import compiled, sharding
+    from alignjax import sharding
     from alignjax.config import DPO, RM, SFT, Batch, Compute
 
     if dtype == "float32":  # or XLA rounds what it multiplies to bfloat16, and sends it so

@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from compiled import Transfer, dump_options, dumped, transfers
 from conftest import mesh
 
-from alignjax.compiled import Transfer, dump_options, dumped, transfers
 from alignjax.sharding import spec
 
 HEAD = "HloModule jit_f, is_scheduled=true\n\n"

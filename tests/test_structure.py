@@ -9,9 +9,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+from compiled import transfers
 from lowering import CONFIG, compile_attention, program
 
-from alignjax.compiled import transfers
 from alignjax.models.decoder import padded_vocab
 from alignjax.models.linear import GRADIENT
 
