@@ -189,6 +189,12 @@ def test_a_second_evaluation_replaces_the_first_and_nothing_else(ended, tmp_path
         assert ended(f"--out={tmp_path}")[0] == 0
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["notes.txt", "pairs.jsonl", "results.json"]
+    for name in names[1:]:
+        (tmp_path / name).write_text('{"prompt": "mine"}\n')
+        code, _, said = ended(f"--out={tmp_path}")
+        assert code == 2 and said.startswith(f"error: {tmp_path / name}: ")
+        assert (tmp_path / name).read_text() == '{"prompt": "mine"}\n'
+        (tmp_path / name).unlink()
 
 
 def test_refusals(ended, home, tmp_path):

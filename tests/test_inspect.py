@@ -210,11 +210,14 @@ def test_bad_input_is_one_sentence(monkeypatch, capsys, root, tmp_path, option, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_page_in_the_place_of_a_directory_is_refused(monkeypatch, capsys, root, tmp_path):
-    (tmp_path / "a.html").mkdir()
-    more = f"--html={tmp_path / 'a.html'}"
-    sentence = f"error: {more}: this is a directory; name a file in it.\n"
-    assert ended(monkeypatch, capsys, root, tmp_path / "run", more)[::2] == (2, sentence)
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_a_page_replaces_nothing_else(monkeypatch, capsys, root, tmp_path, kind):
+    page = tmp_path / "a.html"
+    page.mkdir() if kind == "directory" else page.write_text("<html>mine")
+    code, _, said = ended(monkeypatch, capsys, root, tmp_path / "run", f"--html={page}")
+    assert code == 2 and said.startswith(f"error: {page}: ") and said.count("\n") == 1
+    assert "name another place" in said
+    assert kind == "directory" or page.read_text() == "<html>mine"
 
 
 def test_an_unknown_option_lists_its_own_too(monkeypatch, capsys, root, tmp_path):
