@@ -82,7 +82,7 @@ class Batch:
     rows: Count = 0  # full rows a step, packed over the whole epoch
     row_length: Length = 2048  # tokens a packed row
     rows_per_device: Few = 1  # rows of a micro-batch on each data-parallel device
-    epochs: Positive = 1  # passes over the data
+    epochs: Annotated[int, Bound(1, 10**6)] = 1  # passes over the data
     max_steps: Count = 0  # stop, and end the schedule, after so many steps; 0: when the epochs end
 
 

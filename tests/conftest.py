@@ -14,10 +14,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from presets import tiny
 
 from alignjax import sharding
 from alignjax.models.families import to_hf
-from alignjax.models.presets import tiny
 from alignjax.models.shapes import DecoderConfig
 
 pytest.register_assert_rewrite("oracle", "refusals", "running")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 from conftest import write_model
+from presets import tiny
 
 from alignjax.models.families import to_hf
-from alignjax.models.presets import tiny
 from alignjax.models.rope import frequencies
 from alignjax.models.shapes import DecoderConfig
 from alignjax.weights import gguf

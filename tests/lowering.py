@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from presets import PRESETS
+
 from alignjax.config import Training
-from alignjax.models.presets import PRESETS
 from alignjax.models.shapes import DecoderConfig
 
 CONFIG = replace(

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from lowering import traced
+from presets import PRESETS
 
 from alignjax import config as configs
 from alignjax import sharding
@@ -18,7 +19,6 @@ from alignjax.checks import check_training
 from alignjax.config import DPO, RM, SFT, Mesh, Training
 from alignjax.data.sources import path_names
 from alignjax.models import decoder
-from alignjax.models.presets import PRESETS
 from alignjax.models.shapes import DecoderConfig
 
 SIZES = {

@@ -16,12 +16,12 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import tiny_config, write_model
 from gguffiles import write_gguf
+from presets import tiny
 from safetensors.numpy import load_file
 
 from alignjax import checkpoint, optim
 from alignjax import convert as command
 from alignjax.config import SFT, Optimizer
-from alignjax.models.presets import tiny
 from alignjax.models.shapes import leaf_shapes
 from alignjax.step import init_state
 from alignjax.weights.loading import load

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 from conftest import mesh, random_batch, write_model
+from presets import PRESETS, tiny
 from safetensors.numpy import load_file
 
 from alignjax.config import DPO, Compute
 from alignjax.generation.native import generate
 from alignjax.logps import sequence_logps
 from alignjax.models import decoder
-from alignjax.models.presets import PRESETS, tiny
 from alignjax.models.shapes import leaf_shapes, true_shape
 from alignjax.sharding import check_divides, place, to_host
 from alignjax.stages import batch_loss, stage_of

@@ -27,6 +27,7 @@ from expomodels import (
     tensors_of,
 )
 from expomodels import write_pair as write
+from presets import tiny
 from safetensors.numpy import save_file
 
 from alignjax import convert
@@ -34,7 +35,6 @@ from alignjax import expo as command
 from alignjax.errors import UserError
 from alignjax.extrapolation import arithmetic
 from alignjax.extrapolation.alphas import Rules
-from alignjax.models.presets import tiny
 from alignjax.weights import stream
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguffiles import write_gguf
+from presets import tiny
 from realtokenizers import MAKERS, package
 
-from alignjax.models.presets import tiny
 from alignjax.models.rope import RopeScaling
 from alignjax.weights import gguf
 from alignjax.weights.compare import compare

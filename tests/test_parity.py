@@ -9,10 +9,11 @@ from conftest import tiny_config, write_model
 
 torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
 
+from presets import PRESETS, tiny  # noqa: E402
+
 from alignjax.config import Compute  # noqa: E402
 from alignjax.models.decoder import head_weight, hidden_states  # noqa: E402
 from alignjax.models.families import from_hf, to_hf  # noqa: E402
-from alignjax.models.presets import PRESETS, tiny  # noqa: E402
 from alignjax.models.rope import RopeScaling  # noqa: E402
 from alignjax.sharding import place  # noqa: E402
 from alignjax.weights.loading import load  # noqa: E402

@@ -15,13 +15,13 @@ import datasets  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 import trl  # noqa: E402
+from presets import tiny  # noqa: E402
 
 from alignjax import config as configs  # noqa: E402
 from alignjax import optim  # noqa: E402
 from alignjax.data.batches import packed_steps  # noqa: E402
 from alignjax.data.packing import plan_training  # noqa: E402
 from alignjax.evaluation import score  # noqa: E402
-from alignjax.models.presets import tiny  # noqa: E402
 from alignjax.sharding import place_rows  # noqa: E402
 from alignjax.stages import stage_of  # noqa: E402
 from alignjax.step import init_state, train_step  # noqa: E402
