@@ -160,8 +160,7 @@ def _disk_full(manager, need: int) -> str:
 
 
 def _checksums(leaves: dict[str, jax.Array]) -> dict[str, list[int]]:
-    found = {name: checksums_on_mesh(leaf) for name, leaf in leaves.items()}
-    return {name: np.asarray(sums).tolist() for name, sums in found.items()}
+    return {name: np.asarray(checksums_on_mesh(leaf)).tolist() for name, leaf in leaves.items()}
 
 
 def about(manager, step: int) -> dict[str, dict]:

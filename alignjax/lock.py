@@ -39,7 +39,7 @@ def held(directory: Path, key: str = "--run_dir") -> Iterator[None]:
 def check_place(directory: Path) -> None:
     """Refuse to write into a held directory that was moved, deleted or replaced meanwhile."""
     then = _places.get(os.path.abspath(directory))
-    if then and not (directory.is_dir() and os.path.samestat(then, directory.stat())):
+    if then and not (directory.is_dir() and os.path.samestat(then, os.stat(directory))):
         raise UserError(
             f"{directory}: it was moved or replaced while this run was writing there; bring it "
             "back, and the same command goes on."
