@@ -10,7 +10,7 @@ from alignjax.models.shapes import is_stacked
 from alignjax.sharding import check_divides, concrete
 from alignjax.weights.source import Source, check_tensors, decoder_config, leaf_name
 from alignjax.weights.spread import matrices, vectors
-from alignjax.weights.together import agree
+from alignjax.weights.together import at_once
 
 
 def load(source: Source) -> decoder.Decoder:
@@ -48,8 +48,13 @@ def load(source: Source) -> decoder.Decoder:
         return array
 
     model = jax.tree_util.tree_map_with_path(read, concrete(decoder.abstract(config)))
-    agree(damage[0] if damage else None)
+    at_once(lambda: _raise(damage))
     return model
+
+
+def _raise(problems: list[UserError]) -> None:
+    if problems:
+        raise problems[0]
 
 
 def _not_finite(source: Source, name: str) -> UserError:
