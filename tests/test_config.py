@@ -13,6 +13,7 @@ import pytest
 from alignjax import config as configs
 from alignjax.checks import check_evaluation
 from alignjax.config import DPO, RM, SFT, Batch, Data, Model, RMEval, Training
+from alignjax.errors import UserError
 
 ROOT = Path(configs.__file__).resolve().parents[1]
 XWIN = [f"{stage}_{size}b" for stage in ("sft", "rm", "dpo") for size in (7, 13, 70)]
@@ -328,3 +329,9 @@ def test_directories(monkeypatch, tmp_path):
     monkeypatch.delenv("ALIGNJAX_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert configs.cache_dir(DPO()) == tmp_path / ".cache" / "alignjax"
+
+
+def test_a_cache_on_an_object_store_is_refused(monkeypatch):
+    monkeypatch.setenv("ALIGNJAX_CACHE", "gs://bucket/cache")
+    with pytest.raises(UserError, match="gs://bucket/cache"):
+        configs.cache_dir(configs.DPO())
