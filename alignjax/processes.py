@@ -282,10 +282,6 @@ def from_first(array: np.ndarray) -> np.ndarray:
 @contextmanager
 def first_holds(opened: Callable[[], AbstractContextManager]) -> Iterator[None]:
     """Enters what `opened` gives on the first process for the block; its mistake reaches all."""
-    if not is_first():
-        on_first(lambda: None)
-        yield
-        return
     with contextlib.ExitStack() as stack:
         on_first(lambda: stack.enter_context(opened()))
         yield

@@ -352,3 +352,9 @@ def test_directories(monkeypatch, tmp_path):
     monkeypatch.delenv("ALIGNJAX_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert configs.cache_dir(DPO()) == tmp_path / ".cache" / "alignjax"
+
+
+def test_a_cache_on_an_object_store_is_refused(monkeypatch):
+    monkeypatch.setenv("ALIGNJAX_CACHE", "gs://bucket/cache")
+    with pytest.raises(UserError, match="gs://bucket/cache"):
+        configs.cache_dir(configs.DPO())

@@ -244,6 +244,35 @@ def test_what_one_process_meets_ends_all_with_a_sentence(
     assert "Check failure" not in "".join(outputs)
 
 
+MODELS = """
+import sys
+from pathlib import Path
+from alignjax import command, processes
+from alignjax.weights.fetch import open_model
+from alignjax.weights.source import open_together
+
+def main():
+    processes.join({})
+    import jax
+    for model in sys.argv[1:]:
+        own = Path(model) / str(jax.process_index())
+        open_together(lambda: open_model(str(own if own.is_dir() else model), Path(model)))
+        print("opened", Path(model).name)
+
+sys.exit(command.run(main))
+"""
+
+
+def test_other_weights_of_the_same_shapes_on_one_process_end_all(tmp_path):
+    write_model(tmp_path / "one", tiny_config())
+    for process in (0, 1):
+        write_model(tmp_path / "two" / str(process), tiny_config(), seed=process)
+    command = [sys.executable, "-c", MODELS, str(tmp_path / "one"), str(tmp_path / "two")]
+    codes, outputs = finish(start(command, environment(tmp_path), 2, tmp_path / "logs"))
+    assert codes == [2, 2] and all("opened one" in text for text in outputs)
+    assert "in process 0, but" in outputs[0] and "Traceback" not in "".join(outputs)
+
+
 def test_a_process_that_never_joins_is_named(tmp_path):
     code = "from alignjax import processes\nprocesses._PATIENCE_HERE = 2\nprocesses.join({})"
     (first, second) = start(

@@ -13,7 +13,7 @@ from alignjax.sharding import check_divides, concrete
 from alignjax.weights.safetensors import open_directory
 from alignjax.weights.source import Source, check_tensors, decoder_config, leaf_name
 from alignjax.weights.spread import matrices, vectors
-from alignjax.weights.together import agree
+from alignjax.weights.together import at_once
 
 
 def load(source: Source | Path | str) -> decoder.Decoder:
@@ -54,8 +54,13 @@ def load(source: Source | Path | str) -> decoder.Decoder:
         return array
 
     model = jax.tree_util.tree_map_with_path(read, concrete(decoder.abstract(config)))
-    agree(damage[0] if damage else None)
+    at_once(lambda: _raise(damage))
     return model
+
+
+def _raise(problems: list[UserError]) -> None:
+    if problems:
+        raise problems[0]
 
 
 def _not_finite(source: Source, name: str) -> UserError:

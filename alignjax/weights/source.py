@@ -55,14 +55,18 @@ def open_together(opened: Callable[[], Source]) -> Source:
     """
     source = in_turn(opened)
     if jax.process_count() > 1:
-        digest = hashlib.sha256(repr(sorted(source.config.items())).encode())
-        for i, (name, (shape, dtype, _)) in enumerate(source.tensors.items()):
-            digest.update(f"{name} {shape} {dtype}".encode())
-            if i % (len(source.tensors) // 32 + 1) == 0:
-                middle = (slice(size // 2, size // 2 + 1) for size in shape[:-1])
-                digest.update(source.read(name, (*middle, *[slice(1024)][: len(shape)])).tobytes())
-        check_same({f"the model {source.path.name}": digest.hexdigest()[:16]})
+        check_same({f"the model {source.path.name}": at_once(lambda: _digest(source))})
     return source
+
+
+def _digest(source: Source) -> str:
+    digest = hashlib.sha256(repr(sorted(source.config.items())).encode())
+    for i, (name, (shape, dtype, _)) in enumerate(source.tensors.items()):
+        digest.update(f"{name} {shape} {dtype}".encode())
+        if i % (len(source.tensors) // 32 + 1) == 0:
+            middle = (slice(size // 2, size // 2 + 1) for size in shape[:-1])
+            digest.update(source.read(name, (*middle, *[slice(1024)][: len(shape)])).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def decoder_config(source: Source) -> DecoderConfig:

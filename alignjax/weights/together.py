@@ -38,16 +38,6 @@ def at_once(work: Callable[[], Result]) -> Result:
     return results[0]
 
 
-def agree(problem: Exception | None) -> None:
-    """Raises the first problem that any process has on all of them; each has to call it."""
-
-    def own() -> None:
-        if problem:
-            raise problem
-
-    in_turn(own)
-
-
 def check_alone(target: Path) -> None:
     """Raises UserError where several processes are to write one directory of an object store."""
     if is_remote(target) and jax.process_count() > 1:
@@ -61,10 +51,6 @@ def shared_directory(target: Path, replace: Sequence[str]) -> Iterator[Path]:
     It takes its name when every process has ended the block. Work that can fail on one process
     alone belongs in `at_once`.
     """
-    if jax.process_count() == 1:
-        with whole_directory(target, replace) as directory:
-            yield directory
-        return
     check_alone(target)
     with ExitStack() as stack:
         whole = partial(whole_directory, target, replace)
