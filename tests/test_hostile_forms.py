@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import datasets
 import gguffiles
+import numpy as np
 import pytest
 from conftest import hf_config, tiny_config, write_model
 from datafiles import read
@@ -21,8 +22,10 @@ from gguffiles import write_gguf
 from alignjax import companions, metrics, resume, samples
 from alignjax import config as configs
 from alignjax import run as runs
+from alignjax.data.tokenset import in_memory
 from alignjax.errors import sentence_of
 from alignjax.models.families import FAMILIES, from_hf
+from alignjax.stages import stage_of
 from alignjax.weights import fetch
 from alignjax.weights.orbax_write import write_model as write_orbax
 from alignjax.weights.source import check_tensors
@@ -330,8 +333,9 @@ def test_settings_of_a_run(tmp_path):
 def test_json_of_a_run(tmp_path):
     """The baseline's, answers and the lines of metrics."""
     config = dataclasses.replace(configs.DPO(), samples=configs.Samples(prompts=2))
-    tokens = SimpleNamespace(key="k")
+    tokens = in_memory(np.arange(4, dtype=np.int32), np.ones(4, bool), np.array([0, 2, 4]), 2)
     run = SimpleNamespace(config=config, directory=tmp_path, train=tokens, held_out=tokens)
+    run.stage = stage_of(config)
     about = {"weights": "w", "tokens": runs._token_keys(run)}
     (tmp_path / "baseline").mkdir()
     (tmp_path / "samples").mkdir()
@@ -339,7 +343,7 @@ def test_json_of_a_run(tmp_path):
         tmp_path / "baseline/about.json",
         about,
         ["weights", "tokens"],
-        lambda: runs.stored_baseline(run),
+        lambda: runs.stored_baseline(run, {}),
     )
     lines = tmp_path / "metrics.jsonl"
     forms |= files(lines, {"step": 1, "loss": 0.5}, ["step"], lambda: metrics.read(lines))
