@@ -27,12 +27,12 @@ def test_variables_of_a_row_reach_the_template():
     text = chat.render(tokenizer, [ASK], True, variables={"deep": True})
     assert text == chat.render(tokenizer, [ASK], True) + "<think>"
     tokenizer.chat_template = "{{ tone }}" + CHATML
-    ids, mask = encode_side(tokenizer, Side([ASK], [TELL], {"tone": "kind"}))
+    ids, mask = encode_side(tokenizer, Side([ASK], [TELL], template_kwargs={"tone": "kind"}))
     assert tokenizer.decode(ids).startswith("kind<|im_start|>user")
     plain, plain_mask = encode(tokenizer, [ASK, TELL], prompt=1)
     assert (sum(mask), ids[-len(plain) :]) == (sum(plain_mask), plain)
     with pytest.raises(UserError, match=f"^{WHERE}: .*template"):
-        encode_side(tokenizer, Side([ASK], [TELL], {"chat_template": "x"}))
+        encode_side(tokenizer, Side([ASK], [TELL], template_kwargs={"chat_template": "x"}))
 
 
 @pytest.mark.parametrize(
