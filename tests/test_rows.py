@@ -289,7 +289,7 @@ def test_two_scores_are_a_margin_for_dpo_which_chooses_by_it_alone():
         ({"margin": True}, "margin=True: it must be a finite number."),
         ({"margin": float("nan")}, "margin=nan: it must be a finite number."),
         ({"weight": float("inf")}, "weight=inf: it must be a finite number."),
-        ({"margin": 10**400}, f"margin={10**27}...{'0' * 29}: it must be a finite number."),
+        ({"margin": 10**400}, "margin=a number of over 300 digits: it must be a finite number."),
         ({"weight": [1]}, "weight=[1]: it must be a finite number."),
         (
             {"weight": -0.5},
