@@ -94,6 +94,7 @@ FAMILIES = {
             "tie_word_embeddings": True,
             "num_key_value_heads": 16,
             "head_dim": 256,
+            "pad_token_id": 0,
         },
     ),
     "qwen2": Family("Qwen2ForCausalLM", {"qkv_bias": True}, _LLAMA | {"num_key_value_heads": 32}),
@@ -284,7 +285,7 @@ def to_hf(c: DecoderConfig) -> dict:
         "rope_theta": c.rope_theta,  # what transformers 4 reads
     }
     if c.scored:
-        found |= _ONE_LABEL
+        found |= {**_ONE_LABEL, "pad_token_id": c.pad_id}
     if scaling:
         found["rope_scaling"] = scaling
     return found | ({"sliding_window": c.window} if name == "mistral" else {})
