@@ -140,13 +140,12 @@ MODELS = {
     ),
     "a head for scores": (
         lambda model: write_model(model, tiny_config(layers=LAYERS, scored=True)),
-        "{0}: this is a reward model, which has no head that gives words; name a language model as "
-        "model.path.",
+        "{0}: this is a reward model, which has no head that gives words; name a language model.",
     ),
     "two labels": (
         configured(architectures=["LlamaForSequenceClassification"]),
         "{0}: it classifies into 2 labels, which is not supported; supported: 1, the score of a "
-        "reward model.",
+        "reward model (one without id2label needs num_labels: 1 in config.json).",
     ),
     "a head that is not the embedding": (
         stored(lambda tensors: tensors.update({"lm_head.weight": np.ones((128, 32), np.float32)})),
@@ -201,7 +200,7 @@ SETTINGS = {
     ("--beta.x=1",): (
         "--beta.x: there is no such key; there are batch.*, beta, checkpoint.*, compute.*, data.*, "
         "export.*, label_smoothing, log.*, loss, margin, mesh.*, model.*, name, optimizer.*, "
-        "run_dir, samples.*, seed, sft_weight, wandb."
+        "reference.*, run_dir, samples.*, seed, sft_weight, wandb."
     ),
     ("--batch.size=1",): (
         "--batch.size: there is no such key; there are batch.epochs, batch.max_steps, batch.pairs, "
@@ -224,7 +223,7 @@ SETTINGS = {
     ("--batch.sequences=4",): (
         "batch.sequences is not for this stage; use batch.pairs or batch.rows."
     ),
-    ("--batch.epochs=0",): "batch.epochs=0: it must be at least 1 and at most 2147483647.",
+    ("--batch.epochs=0",): "batch.epochs=0: it must be at least 1 and at most 1000000.",
     ("--checkpoint.every=0",): "checkpoint.every=0: it must be at least 1 and at most 2147483647.",
     ("--seed=-1",): "seed=-1: it must be at least 0 and at most 4294967295.",
     ("--label-smoothing=0.6",): "label_smoothing=0.6: it must be at least 0 and at most 0.5.",
