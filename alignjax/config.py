@@ -83,7 +83,7 @@ class Batch:
     row_length: Length = 2048  # tokens a packed row
     rows_per_device: Few = 1  # rows of a micro-batch on each data-parallel device
     epochs: Annotated[int, Bound(1, 10**6)] = 1  # passes over the data
-    max_steps: Count = 0  # stop, and end the schedule, after so many steps; 0: when the epochs end
+    max_steps: Count = 0  # last step, where the schedule ends too; 0: when the epochs end
 
 
 @dataclass(frozen=True)

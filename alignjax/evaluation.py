@@ -36,7 +36,7 @@ def score(
     """Log-probs or rewards of every sequence, float32 [n, S]; NaN for items not in `ids`.
 
     Items are looked up by their number, so the result does not depend on how they were packed.
-    `progress` is told how many items are done. `known` is what an earlier call was stopped at: it
+    `progress` is called with the items done. `known` is the result of an interrupted call: it
     is filled, and batches whose items it has are not scored again.
     """
     result = np.full((len(data), data.sides), np.nan, np.float32) if known is None else known

@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 _turns = itertools.count()
 state = distributed.global_state  # jax has no public name for it
-_BEAT, _MISSED = 2, 20  # seconds between signs of life of a process; so many missed: it is gone
+_BEAT, _MISSED = 2, 20  # seconds between heartbeats; missed ones after which a process is gone
 NEWS = _BEAT * (_MISSED + 3)  # seconds until a process knows of one that is gone
 _PATIENCE, _PATIENCE_HERE = 300, 40  # seconds in which all have to join, and on one machine
 _BY_HOST = ("data.cache_dir", "run_dir")  # settings that may differ from process to process

@@ -372,7 +372,7 @@ def stored_baseline(run: Run, start: dict[str, str]) -> Baseline | None:
         try:
             about = read_json(directory / _ABOUT)
         except UserError:
-            return None  # it is made again
+            return None  # the caller computes it again
         if about.get("tokens") != _token_keys(run):
             raise UserError(
                 f"{run.directory}: it belongs to a run on other data; choose another --run_dir, or "

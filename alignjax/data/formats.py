@@ -319,7 +319,7 @@ def _as_bytes(form):
 
 
 def numbered(name: str, batches: Iterable[tuple], most: int) -> Iterator[Record]:
-    """The rows of Arrow batches, each of which comes with its file's schema, numbered through."""
+    """Yield the rows of (schema of the file, Arrow batch) pairs, numbered from 1."""
     number = 0
     for schema, batch in batches:
         names = batch.schema.names

@@ -25,7 +25,7 @@ from alignjax.errors import UserError
 from alignjax.files import whole_directory
 from alignjax.weights.safetensors import companions_of
 
-_VERSION = 10  # of what is stored; a change makes every cache anew
+_VERSION = 10  # of the cache's format; increment it to invalidate every cache
 _CHUNK = 1000  # sides encoded together, enough to keep all cores at work
 _ARRAYS = {
     "tokens": np.int32,
@@ -64,7 +64,7 @@ def token_set(
     cache: Path,
     progress: Callable[[int], None] = lambda done: None,
 ) -> TokenSet:
-    """Tokenizes a split, or finds it in the cache. `progress` is told how many rows are done.
+    """Tokenize a split, or load it from the cache; `progress` is called with the rows done.
 
     `stage` is "sft", "rm", "dpo", or "evaluation": as rm, with sides of the same tokens as ties.
     """
