@@ -1,5 +1,7 @@
 """Refuses settings that cannot work, or not together, before anything is loaded."""
 
+from collections.abc import Iterator
+
 from alignjax import validate
 from alignjax.config import DPO, RM, SFT, Batch, Data, Model, RMEval, Rows, Training
 from alignjax.errors import UserError
@@ -7,84 +9,104 @@ from alignjax.errors import UserError
 _MOST_TOKENS = 1 << 26  # of a micro-batch on a device
 
 
-def _refuse(wrong: object, why: str) -> None:
-    if wrong:
-        raise UserError(why)
-
-
 def check_training(config: Training) -> None:
     """Raises UserError for what a run cannot begin with."""
     validate.check(config, type(config), "")
-    batch, data, kl = config.batch, config.data, config.samples.kl
-    own, other = "pairs", "sequences"
-    if isinstance(config, SFT):
-        own, other = other, own
-        for key in ("max_pairs", "max_prompt_length"):
-            why = f"data.{key} is for pairs, which this stage does not train on."
-            _refuse(getattr(data, key), why)
-    why = f"batch.{other} is not for this stage; use batch.{own} or batch.rows."
-    _refuse(getattr(batch, other), why)
-    why = f"set exactly one of batch.{own} and batch.rows to more than 0."
-    _refuse(bool(getattr(batch, own)) == bool(batch.rows), why)
-    if isinstance(config, RM):
-        why = "samples.prompts is not for this stage: a reward model gives no answers."
-        _refuse(config.samples.prompts, why)
-    else:
-        why = "data.max_responses is for sets of responses, which this stage does not train on."
-        _refuse(data.max_responses, why)
-    if isinstance(config, DPO):
-        _check_loss(config)
-    why = "samples.kl is for dpo, which has a reference; leave it out."
-    _refuse(kl and not isinstance(config, DPO), why)
-    why = "samples.kl measures answers: set samples.prompts to more than 0."
-    _refuse(kl and not config.samples.prompts, why)
-    why = f"samples.temperature={config.samples.temperature} draws other answers than the policy's "
-    _refuse(kl and config.samples.temperature != 1, f"{why}own, which samples.kl measures: set 1.")
-    why = "data.train_on=everything is for sft: the sides of a pair share a prompt."
-    _refuse(own == "pairs" and data.train_on == "everything", why)
-    why = f"data.select={data.select} chooses nothing: set data.max_pairs, or leave it."
-    _refuse(data.select != "random" and not data.max_pairs, why)
-    _check_model(config.model)
-    _refuse(not data.path, "data.path is empty: name files, a dataset directory or ORG/NAME.")
-    _check_data(data, batch, 2 if own == "pairs" else 1)
+    _refuse(_of_training(config))
 
 
 def check_evaluation(config: RMEval) -> None:
     """Raises UserError for what an evaluation cannot begin with."""
     validate.check(config, type(config), "")
-    _check_model(config.model)
-    why = "data.path and data.eval_path are empty: name files, a dataset directory or ORG/NAME."
-    _refuse(not (config.data.path or config.data.eval_path), why)
-    _check_data(config.data, config.batch, 2)
+    _refuse(_of_evaluation(config))
 
 
-def _check_loss(config: DPO) -> None:
-    """Refuses numbers that the kind of loss has no use for."""
+def _refuse(problems: Iterator[str]) -> None:
+    for problem in problems:
+        raise UserError(problem)
+
+
+def _of_training(config: Training) -> Iterator[str]:
+    batch, data, samples = config.batch, config.data, config.samples
+    own, other = "pairs", "sequences"
+    if isinstance(config, SFT):
+        own, other = other, own
+        for key in ("max_pairs", "max_prompt_length"):
+            if getattr(data, key):
+                yield f"data.{key} is for pairs, which this stage does not train on."
+    if getattr(batch, other):
+        yield f"batch.{other} is not for this stage; use batch.{own} or batch.rows."
+    if bool(getattr(batch, own)) == bool(batch.rows):
+        yield f"set exactly one of batch.{own} and batch.rows to more than 0."
+    if isinstance(config, RM) and samples.prompts:
+        yield "samples.prompts is not for this stage: a reward model gives no answers."
+    if not isinstance(config, RM) and data.max_responses:
+        yield "data.max_responses is for sets of responses, which this stage does not train on."
+    if isinstance(config, DPO):
+        yield from _of_loss(config)
+    if samples.kl:
+        if not isinstance(config, DPO):
+            yield "samples.kl is for dpo, which has a reference; leave it out."
+        if not samples.prompts:
+            yield "samples.kl measures answers: set samples.prompts to more than 0."
+        if samples.temperature != 1:
+            yield (
+                f"samples.temperature={samples.temperature} draws other answers than the policy's "
+                "own, which samples.kl measures: set 1."
+            )
+    if own == "pairs" and data.train_on == "everything":
+        yield "data.train_on=everything is for sft: the sides of a pair share a prompt."
+    if data.select != "random" and not data.max_pairs:
+        yield f"data.select={data.select} chooses nothing: set data.max_pairs, or leave it."
+    yield from _of_model(config.model)
+    if not data.path:
+        yield "data.path is empty: name files, a dataset directory or ORG/NAME."
+    yield from _of_data(data, batch, 2 if own == "pairs" else 1)
+
+
+def _of_evaluation(config: RMEval) -> Iterator[str]:
+    data = config.data
+    yield from _of_model(config.model)
+    if not (data.path or data.eval_path):
+        yield "data.path and data.eval_path are empty: name files, a dataset directory or ORG/NAME."
+    yield from _of_data(data, config.batch, 2)
+
+
+def _of_loss(config: DPO) -> Iterator[str]:
+    """Numbers that the kind of loss has no use for."""
     kind, e = config.loss, config.label_smoothing
-    why = f"label_smoothing={e} is not for loss={kind}: set it to 0."
-    _refuse(e and kind in ("hinge", "ipo"), why)
-    why = "label_smoothing=0.5 leaves loss=robust nothing to learn from: make it less."
-    _refuse(e == 0.5 and kind == "robust", why)
-    why = "reference.path is not for loss=simpo, which has no reference: leave it."
-    _refuse(kind == "simpo" and config.reference.path and not config.samples.kl, why)
-    if kind == "ipo":
-        why = f"margin={config.margin} is not for loss=ipo, whose margin is 1 / (2 beta): set it "
-        _refuse(config.margin, f"{why}to 0, and choose beta.")
-        why = "beta=0 is not for loss=ipo, whose margin is 1 / (2 beta): raise it."
-        _refuse(not config.beta, why)
+    if e and kind in ("hinge", "ipo"):
+        yield f"label_smoothing={e} is not for loss={kind}: set it to 0."
+    if e == 0.5 and kind == "robust":
+        yield "label_smoothing=0.5 leaves loss=robust nothing to learn from: make it less."
+    if kind == "simpo" and config.reference.path and not config.samples.kl:
+        yield "reference.path is not for loss=simpo, which has no reference: leave it."
+    if kind == "ipo" and config.margin:
+        yield (
+            f"margin={config.margin} is not for loss=ipo, whose margin is 1 / (2 beta): set it "
+            "to 0, and choose beta."
+        )
+    if kind == "ipo" and not config.beta:
+        yield "beta=0 is not for loss=ipo, whose margin is 1 / (2 beta): raise it."
 
 
-def _check_model(model: Model) -> None:
-    why = "model.path is empty: name a model directory, ORG/NAME or GGUF file."
-    _refuse(not model.path, why)
+def _of_model(model: Model) -> Iterator[str]:
+    if not model.path:
+        yield "model.path is empty: name a model directory, ORG/NAME or GGUF file."
 
 
-def _check_data(data: Data, batch: Batch | Rows, sides: int) -> None:
-    """Refuses lengths that do not fit: all `sides` of an item lie in one row."""
+def _of_data(data: Data, batch: Batch | Rows, sides: int) -> Iterator[str]:
+    """Lengths that do not fit: all `sides` of an item lie in one row."""
     rows, length = batch.rows_per_device, batch.row_length
-    why = f"batch.rows_per_device={rows} rows of batch.row_length={length} are over "
-    _refuse(rows * length > _MOST_TOKENS, f"{why}{_MOST_TOKENS:,} tokens on a device: lower one.")
-    why = "data.max_responses=1: a set needs 2 at least; 0 keeps all."
-    _refuse(data.max_responses == 1, why)
-    why = f"data.max_length={data.max_length} does not fit {sides} to a row of batch.row_length="
-    _refuse(data.max_length * sides > length, f"{why}{length}: make it {length // sides} or less.")
+    if rows * length > _MOST_TOKENS:
+        yield (
+            f"batch.rows_per_device={rows} rows of batch.row_length={length} are over "
+            f"{_MOST_TOKENS:,} tokens on a device: lower one."
+        )
+    if data.max_responses == 1:
+        yield "data.max_responses=1: a set needs 2 at least; 0 keeps all."
+    if data.max_length * sides > length:
+        yield (
+            f"data.max_length={data.max_length} does not fit {sides} to a row of batch.row_length="
+            f"{length}: make it {length // sides} or less."
+        )

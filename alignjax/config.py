@@ -29,7 +29,6 @@ Flip = Annotated[float, Bound(0, 0.5)]  # a probability
 Bytes = Annotated[int, Bound(1, 2**63 - 1)]
 Left = Annotated[int, Bound(-1, _MOST)]  # -1: what is left
 Part = Annotated[float, Bound(0, below=1)]  # less than all
-Decay = Annotated[float, Bound(0, below=1)]  # of an average: at 1 it would never move
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,13 @@ class Optimizer:
     schedule: Literal["cosine", "linear", "constant"] = "linear"  # after the warm-up
     warmup_ratio: Share = 0.1  # share of the steps over which the rate rises from 0
     final_ratio: Share = 0.0  # rate at the end, as a share of the peak
-    b1: Decay = 0.9  # decay of AdamW's first moment; of Lion's step
-    b2: Decay = 0.95  # decay of AdamW's second moment; of Lion's moment
+    b1: Part = 0.9  # decay of AdamW's first moment; of Lion's step
+    b2: Part = 0.95  # decay of AdamW's second moment; of Lion's moment
     moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of AdamW's first moment, and Lion's
     eps: Annotated[float, Bound(most=1, above=0)] = 1e-8  # AdamW's denominator
     weight_decay: Large = 0.0  # decoupled; matrices only
     clip_norm: Large = 1.0  # global gradient norm above which gradients are scaled down
-    ema_decay: Decay = 0.0  # of an average of the weights, which is then the result; 0: none
+    ema_decay: Part = 0.0  # of an average of the weights, which is then the result; 0: none
 
 
 @dataclass(frozen=True)
