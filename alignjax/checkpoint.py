@@ -20,7 +20,6 @@ from alignjax.errors import DISK, UserError
 from alignjax.files import is_remote
 from alignjax.processes import on_first
 from alignjax.progress import gigabytes, say
-from alignjax.reference import checksums_on_mesh
 from alignjax.sharding import concrete
 from alignjax.stages import Facts, stage_of
 from alignjax.step import State
@@ -48,6 +47,7 @@ def open_manager(config: configs.Training) -> ocp.CheckpointManager:
         (configs.run_dir(config) / "checkpoints").absolute(),
         item_handlers={
             "state": ocp.StandardCheckpointHandler(),
+            "sums": ocp.StandardCheckpointHandler(),
             "config": ocp.JsonCheckpointHandler(),
         },
         options=ocp.CheckpointManagerOptions(
@@ -81,12 +81,12 @@ def best_metric(config) -> tuple[str, str]:
 def save(manager, state: State, step: int, config, metrics: dict | None, start=None) -> None:
     """Starts to save a state; returns before it is on disk.
 
-    With it go checksums of every array, and `start`, the weights of `Baseline.start`.
+    With it go the sums of every array's rows, and `start`, the weights of `Baseline.start`.
     Raises UserError, naming the directory and the space needed, where the disk is full, now or
     since the last save. Older checkpoints stay as they are.
     """
     leaves, need = _flat(state), _space(state)
-    about = {"start": start or {}, "checksums": _checksums(leaves)}
+    about, sums = {"start": start or {}}, _row_sums(leaves)
     with _disk_errors(manager, need):
         manager.wait_until_finished()  # the space that the last one takes is known then
         if not on_first(lambda: _fits(manager, need)):
@@ -95,6 +95,7 @@ def save(manager, state: State, step: int, config, metrics: dict | None, start=N
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(leaves, save_args=_chunks(leaves)),
+                sums=ocp.args.StandardSave(sums),
                 config=ocp.args.JsonSave(configs.to_dict(config) | {"about": about}),
             ),
             metrics=metrics,
@@ -159,16 +160,23 @@ def _disk_full(manager, need: int) -> str:
     )
 
 
-def _checksums(leaves: dict[str, jax.Array]) -> dict[str, list[int]]:
-    return {name: np.asarray(checksums_on_mesh(leaf)).tolist() for name, leaf in leaves.items()}
+def _row_sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Each array's `weights.orbax.row_sums`; one after the other, since devices meet in them."""
+    return {name: _row_sums_of(leaf).block_until_ready() for name, leaf in leaves.items()}
 
 
-def about(manager, step: int) -> dict[str, dict]:
-    """Return what a checkpoint says of itself: `start` and `checksums` (see `save`)."""
+@jax.jit
+def _row_sums_of(leaf: jax.Array) -> jax.Array:
+    bits = jnp.atleast_1d(leaf).view(f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+    odd = 2 * jnp.arange(bits.shape[-1], dtype=jnp.uint32) + 1
+    return jnp.atleast_1d((bits * odd).sum(-1, dtype=jnp.uint32))
+
+
+def start_of(manager, step: int) -> dict:
+    """Return what `save` was given as `start`."""
     try:
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
-        found = manager.restore(step, args=args)["config"]["about"]
-        return {key: dict(found[key]) for key in ("start", "checksums")}
+        return dict(manager.restore(step, args=args)["config"]["about"]["start"])
     except Exception:  # Orbax raises it bare; `restore` says more
         return {}
 
@@ -205,12 +213,14 @@ def restore(manager, step: int, like: State) -> State:
     """
     wanted = concrete(like)
     _check_shapes(manager, step, wanted)
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(_flat(wanted)))
+    flat = _flat(wanted)
+    sums = concrete(jax.eval_shape(lambda: {n: _row_sums_of(leaf) for n, leaf in flat.items()}))
+    args = {"state": ocp.args.StandardRestore(flat), "sums": ocp.args.StandardRestore(sums)}
     try:
-        found = manager.restore(step, args=args)["state"]
-        saved = about(manager, step).get("checksums", {})
-        for name, sums in _checksums(found).items():
-            if saved.get(name, sums) != sums:
+        restored = manager.restore(step, args=ocp.args.Composite(**args))
+        found = restored["state"]
+        for name, own in _row_sums(found).items():
+            if not jnp.array_equal(own, restored["sums"][name]):
                 raise ValueError(f"{name} is not as it was saved")
     except Exception as error:  # Orbax raises it bare
         raise UserError(_damaged(manager, step, error)) from None

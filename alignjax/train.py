@@ -64,7 +64,7 @@ def _train(config: configs.Training) -> int:
     run = prepare(config, first)
     initial = partial(init_state, tx=run.optimizer(), ema_decay=config.optimizer.ema_decay)
 
-    start = checkpoint.about(manager, first).get("start", {}) if first else {}
+    start = checkpoint.start_of(manager, first) if first else {}
     base = stored_baseline(run, start)
     before = samples.stored(run, 0)
     model = None

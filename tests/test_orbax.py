@@ -116,6 +116,33 @@ def test_of_a_run_only_the_models_own_arrays_are_opened(run, monkeypatch):
     assert all(name.startswith(("model.", "lm_head.")) for name in source.tensors)
 
 
+def test_rows_of_a_run_are_checked_as_they_are_read(run, tmp_path):
+    """The arrays of another step have the right shapes, and are not those that were saved."""
+    state = copy_of(run, tmp_path) / "checkpoints/10/state"
+    shutil.rmtree(state)
+    shutil.copytree(run / "checkpoints/2/state", state)
+    source = orbax.open_orbax(tmp_path / "run")
+    for name, stored in source.tensors.items():
+        rest = (slice(None),) * (len(stored.shape) - 1)
+        with pytest.raises(ValueError, match=f"{name} cannot be read .it is not as it was saved"):
+            source.read(name, (slice(None) if not rest else slice(3, 5), *rest))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 40), (2, 3, 40)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_sums_of_rows_are_the_same_on_the_mesh(shape, dtype):
+    leaf = (jax.random.normal(jax.random.key(0), shape) * 100).astype(dtype)
+    found = np.asarray(checkpoint._row_sums_of(leaf))
+    by_hand = [
+        sum(int(x) * (2 * i + 1) for i, x in enumerate(row)) % 2**32
+        for row in np.asarray(leaf)
+        .reshape(-1, shape[-1] if shape else 1)
+        .view(f"uint{8 * leaf.dtype.itemsize}")
+    ]
+    assert found.ravel().tolist() == by_hand
+    assert orbax.row_sums(np.atleast_1d(leaf)).ravel().tolist() == by_hand
+
+
 def test_the_config_of_a_run_says_float32_whatever_it_started_from(run, tmp_path):
     file = copy_of(run, tmp_path) / "model/config.json"
     file.write_text(file.read_text().replace('"float32"', '"bfloat16"'))

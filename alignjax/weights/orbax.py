@@ -11,7 +11,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from alignjax.errors import UserError
 from alignjax.files import is_remote, read_json
 from alignjax.models.families import TENSORS, from_hf, tensor_names
 from alignjax.models.shapes import is_stacked, true_shape
-from alignjax.processes import is_first
 from alignjax.weights.card import model_card, read_settings
 from alignjax.weights.safetensors import (
     dtype_named,
@@ -28,7 +27,7 @@ from alignjax.weights.safetensors import (
     read_config,
     with_dtype,
 )
-from alignjax.weights.source import Source, Stored, checksums, decoder_config, row_blocks
+from alignjax.weights.source import Source, Stored, decoder_config
 from alignjax.weights.tensorfile import DTYPES, read_bytes
 
 _COMMIT = "_CHECKPOINT_METADATA"  # Orbax's note that a checkpoint is whole
@@ -63,8 +62,9 @@ def _is_step(path: Path) -> bool:
 def open_orbax(path: Path, weights: bool = True) -> Source:
     """A model directory, a run (its latest checkpoint) or one checkpoint of it as a `Source`.
 
-    Only slices of the model's own leaves are read. Raises UserError, naming the file, where
-    something is missing, damaged or half written.
+    Only slices of the model's own leaves are read; whole rows of a run's are checked by the sums
+    saved with them. Raises UserError, naming the file, where something is missing, damaged or half
+    written.
     """
     place = _place(path)
     config = read_config(place.beside)
@@ -72,8 +72,7 @@ def open_orbax(path: Path, weights: bool = True) -> Source:
     model = from_hf(config, str(path))
     tensors, where = {}, {}
     arrays = _open_arrays(place)
-    if place.prefix and weights and is_first():
-        _check_sums(place, arrays)
+    sums = _saved_sums(place) if weights else {}
     for leaf, array in arrays.items():
         dtype = array.dtype.numpy_dtype
         if dtype not in DTYPES.values():
@@ -89,12 +88,12 @@ def open_orbax(path: Path, weights: bool = True) -> Source:
             shape = true_shape(model, leaf, shape)  # without the rows that pad the vocabulary
         plain = _plain(array, stacked)
         for layer, name in enumerate(tensor_names(leaf, model.layers)):
-            where[name] = array, ((layer,) if stacked else ()), plain
+            where[name] = array, ((layer,) if stacked else ()), plain, sums.get(leaf)
             own = dtype_named(own_dtypes[name]) if name in own_dtypes else dtype
             tensors[name] = Stored(tuple(shape[stacked:]), own, place.arrays)
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        array, layer, plain = where[name]
+        array, layer, plain, saved = where[name]
         shape, dtype, _ = tensors[name]
         inside = tuple(slice(*i.indices(n)) for i, n in zip(index, shape, strict=True))
         try:
@@ -102,6 +101,8 @@ def open_orbax(path: Path, weights: bool = True) -> Source:
                 found = _read_plain(plain, layer, inside)
             else:
                 found = array[(*layer, *inside)].read().result()
+            if saved is not None and found.shape[-1] == array.shape[-1]:
+                _check_rows(found, saved[(*layer, *inside[:-1])])
         except (ValueError, OSError) as error:
             raise UserError(_damaged(place.arrays, name, error)) from None
         own = found.astype(dtype, copy=False)
@@ -117,26 +118,37 @@ def open_orbax(path: Path, weights: bool = True) -> Source:
     return Source(place.checkpoint if place.prefix else path, config, tensors, read, place.beside)
 
 
-class _Config(TypedDict):
-    about: dict
+def row_sums(array: np.ndarray) -> np.ndarray:
+    """Return a sum modulo 2^32 of each row's bits, in which an element is weighed by its place.
+
+    A checkpoint of a run holds those that were saved, uint32, so that any rows of it can be checked
+    as they are read. Sums of integers do not depend on their order, or how a row was cut.
+    """
+    bits = array.view(f"uint{8 * array.dtype.itemsize}").astype(np.uint32, copy=False)
+    odd = 2 * np.arange(array.shape[-1], dtype=np.uint32) + np.uint32(1)
+    return np.einsum("...i,i->...", bits, odd)
 
 
-def _check_sums(place: _Place, arrays: dict) -> None:
-    """Refuse a run's checkpoint whose arrays are not as they were saved."""
-    file = place.checkpoint / "config" / "metadata"
-    saved = read_json(file, _Config).get("about", {}).get("checksums", {}) if file.is_file() else {}
-    for leaf, (name, _) in _specs(place).items():
-        array, sums = arrays[leaf], np.zeros(2, np.uint32)
-        for index in row_blocks(array.shape, array.dtype.numpy_dtype.itemsize):
-            if name not in saved:
-                break
-            try:
-                part = array[index].read().result()
-            except (ValueError, OSError) as error:
-                raise UserError(_damaged(place.arrays, name, error)) from None
-            sums += checksums(part, np, index[0].start * math.prod(array.shape[1:]))
-        if saved.get(name, sums.tolist()) != sums.tolist():
-            raise UserError(_damaged(place.arrays, name, ValueError("it is not as it was saved")))
+def _check_rows(rows: np.ndarray, saved: np.ndarray) -> None:
+    if not np.array_equal(row_sums(rows).ravel(), saved.ravel()):
+        raise ValueError("it is not as it was saved")
+
+
+def _saved_sums(place: _Place) -> dict[str, np.ndarray]:
+    """Leaf -> the sums of its rows that a run's checkpoint holds."""
+    held = place._replace(arrays=place.checkpoint / "sums")
+    if not (place.prefix and held.arrays.is_dir()):
+        return {}
+    import tensorstore as ts
+
+    sums = {}
+    for leaf, (name, spec) in _specs(held).items():
+        array = _open_array(held, name, spec, ts.Context())
+        try:
+            sums[leaf] = array.read().result()
+        except (ValueError, OSError) as error:
+            raise UserError(_damaged(held.arrays, name, error)) from None
+    return sums
 
 
 class _Plain(NamedTuple):

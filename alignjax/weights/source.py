@@ -78,23 +78,6 @@ def leaf_name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def checksums(leaf, xp, first: int = 0):
-    """Return two sums modulo 2^32 in which each element's bits are weighed by its place.
-
-    Integer sums do not depend on their order, so the result does not on the sharding. `xp` is numpy
-    or jax.numpy. Of a part of rows that begins at place `first`, they are its part of the sums.
-    """
-    bits = leaf.view(f"uint{8 * leaf.dtype.itemsize}").astype(xp.uint32)
-    place = xp.zeros((), xp.uint32)
-    for axis, size in enumerate(leaf.shape):
-        shape = [1] * leaf.ndim
-        shape[axis] = size
-        place = place * xp.uint32(size) + xp.arange(size, dtype=xp.uint32).reshape(shape)
-    mixed = (bits ^ (bits >> 15)) * xp.uint32(0x2C1B3C6D)
-    odd = (place + xp.uint32(first % 2**32)) * xp.uint32(2) + xp.uint32(1)
-    return xp.stack([(bits * odd).sum(dtype=xp.uint32), (mixed * odd).sum(dtype=xp.uint32)])
-
-
 def read_whole(source: Source, name: str) -> np.ndarray:
     return source.read(name, (slice(None),) * len(source.tensors[name].shape))
 
