@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -230,11 +229,6 @@ def restore(manager, step: int, like: State) -> State:
 
 
 def _damaged(manager, step: int, error: Exception) -> str:
-    """What to say of a checkpoint.
-
-    Orbax leaves its other reads behind, which fail as well; Python would tell of each of them.
-    """
-    sys.unraisablehook = lambda _: None
     return (
         f"{os.fspath(manager.directory / str(step))}: the checkpoint cannot be read "
         f"({reason(error.__cause__ or error)}); delete it, and the run starts again."
