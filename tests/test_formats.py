@@ -405,3 +405,28 @@ def test_what_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
         assert len(read(file)) == 1
         monkeypatch.setattr(formats, key, 1000)
         assert refusal(file).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize("name", ["coded.parquet", "plain.parquet", "coded.arrow"])
+def test_one_text_that_stands_for_all_rows_is_not_unpacked_at_once(tmp_path, monkeypatch, name):
+    """64 kB in a file of 500 rows, whose text would be 32 MB."""
+    monkeypatch.setattr(formats, "_AT_ONCE", 1 << 20)
+    text, indices = "a" * (1 << 16), pa.array([0] * 500, pa.int32())
+    coded = pa.DictionaryArray.from_arrays(indices, pa.array([text]))
+    table, file = pa.table({"prompt": ["p"] * 500, "completion": coded}), tmp_path / name
+    if name.endswith("parquet"):
+        parquet.write_table(table, file, store_schema=name == "coded.parquet")
+    else:
+        with pa.ipc.new_file(str(file), table.schema) as written:
+            written.write_table(table)
+    largest, values = 0, formats._values
+
+    def spy(batch):
+        nonlocal largest
+        largest = max(largest, batch.nbytes)
+        return values(batch)
+
+    monkeypatch.setattr(formats, "_values", spy)
+    found = list(formats.records(file, 1 << 30))
+    assert [record.values for record in found] == [{"prompt": "p", "completion": text}] * 500
+    assert 1 << 16 < largest <= 1 << 21

@@ -27,6 +27,7 @@ KINDS = {
 }
 _SUFFIXES = f"{', '.join(KINDS)}, each also with .gz behind it"
 _ROWS_AT_ONCE = 1000  # of Parquet and Arrow, as Python values
+_AT_ONCE = 1 << 28  # bytes of one column that so many rows may have; where it may be more, fewer
 _LIST = 1 << 28  # bytes of a JSON list at most, which is read as a whole
 _UNPACKED = 100  # times the size of a Parquet or Arrow file's .gz, which it may unpack to, and
 _LEAST_UNPACKED = 1 << 30  # bytes which it may in any case
@@ -225,8 +226,30 @@ def _parquet(file: Path) -> Iterator[tuple]:
         with parquet.ParquetFile(str(plain)) as opened:
             schema = opened.schema_arrow
             names = [schema.names[i] for i in _to_read(schema)]
-            for batch in opened.iter_batches(batch_size=_ROWS_AT_ONCE, columns=names):
+            rows = _rows_at_once(_sizes(opened.metadata))
+            for batch in opened.iter_batches(batch_size=rows, columns=names):
                 yield schema, checked(batch)
+
+
+def _sizes(metadata) -> Iterator[int]:
+    """Bytes that a value may have, by each part of a column that lies together in a Parquet file.
+
+    Text of many rows is not packed to a hundredth: of such parts no value is taken to be so large
+    that fewer than 16 would go at once, which is slow.
+    """
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema.split(".")[0] in COLUMNS:
+                packed, size = column.total_compressed_size, column.total_uncompressed_size
+                yield size if size > _UNPACKED * packed else min(size, _AT_ONCE // 16)
+
+
+def _rows_at_once(sizes: Iterable[int]) -> int:
+    """How many rows to decode at once, were each of them as large as the largest of `sizes`.
+
+    One entry of a dictionary may stand for all rows: then a small file holds very much text.
+    """
+    return max(min(_AT_ONCE // max([1, *sizes]), _ROWS_AT_ONCE), 1)
 
 
 def arrow(file: Path) -> Iterator[tuple]:
@@ -335,11 +358,10 @@ def _dicts(batch, most: int) -> Iterator[tuple[dict, str]]:
     """Rows of an Arrow batch, each with what is wrong where it is too large or unreadable."""
     found, problem = [], _too_large(most)
     try:
-        if batch.num_rows <= _ROWS_AT_ONCE:
-            for i, column in enumerate(batch.columns):
-                if hasattr(column, "indices"):  # each row gets its own copy
-                    name = batch.schema.names[i]
-                    batch = batch.set_column(i, name, column.dictionary_decode())
+        coded = {i: one for i, one in enumerate(batch.columns) if hasattr(one, "indices")}
+        if batch.num_rows <= _rows_at_once(one.dictionary.nbytes for one in coded.values()):
+            for i, column in coded.items():  # each row gets its own copy
+                batch = batch.set_column(i, batch.schema.names[i], column.dictionary_decode())
             found = _values(batch) if batch.nbytes <= most else []
     except Exception as error:  # pyarrow has many kinds for values that Python cannot hold
         problem = f"a value cannot be read ({first_line(error)})"
