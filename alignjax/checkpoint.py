@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -212,20 +213,19 @@ def restore(manager, step: int, like: State) -> State:
     """
     wanted = concrete(like)
     _check_shapes(manager, step, wanted)
-    flat = _flat(wanted)
-    sums = concrete(jax.eval_shape(lambda: {n: _row_sums_of(leaf) for n, leaf in flat.items()}))
-    args = {"state": ocp.args.StandardRestore(flat), "sums": ocp.args.StandardRestore(sums)}
+    items = {"state": _flat(wanted)}
+    items["sums"] = concrete(jax.tree.map(partial(jax.eval_shape, _row_sums_of), items["state"]))
+    args = {item: ocp.args.StandardRestore(like) for item, like in items.items()}
     try:
-        restored = manager.restore(step, args=ocp.args.Composite(**args))
-        found = restored["state"]
-        for name, own in _row_sums(found).items():
-            if not jnp.array_equal(own, restored["sums"][name]):
+        found = manager.restore(step, args=ocp.args.Composite(**args))
+        for name, own in _row_sums(found["state"]).items():
+            if not jnp.array_equal(own, found["sums"][name]):
                 raise ValueError(f"{name} is not as it was saved")
     except Exception as error:  # Orbax raises it bare
         raise UserError(_damaged(manager, step, error)) from None
-    leaves = [found[leaf_name(path)] for path, _ in jax.tree_util.tree_leaves_with_path(wanted)]
     # A copy: the step donates its state, and restored buffers may be shared with Orbax.
-    return jax.tree.unflatten(jax.tree.structure(wanted), [jnp.copy(leaf) for leaf in leaves])
+    leaves = [jnp.copy(found["state"][name]) for name in items["state"]]
+    return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
 
 
 def _damaged(manager, step: int, error: Exception) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from alignjax import validate
-from alignjax.config import DPO, RM, SFT, Batch, Data, Model, RMEval, Rows, Training
+from alignjax.config import DPO, RM, SFT, RMEval, Training
 from alignjax.errors import UserError
 
 _MOST_TOKENS = 1 << 26  # of a micro-batch on a device
@@ -11,17 +11,16 @@ _MOST_TOKENS = 1 << 26  # of a micro-batch on a device
 
 def check_training(config: Training) -> None:
     """Raises UserError for what a run cannot begin with."""
-    validate.check(config, type(config), "")
-    _refuse(_of_training(config))
+    _refuse(config, _of_training(config))
 
 
 def check_evaluation(config: RMEval) -> None:
     """Raises UserError for what an evaluation cannot begin with."""
+    _refuse(config, _of_evaluation(config))
+
+
+def _refuse(config: Training | RMEval, problems: Iterator[str]) -> None:
     validate.check(config, type(config), "")
-    _refuse(_of_evaluation(config))
-
-
-def _refuse(problems: Iterator[str]) -> None:
     for problem in problems:
         raise UserError(problem)
 
@@ -50,26 +49,20 @@ def _of_training(config: Training) -> Iterator[str]:
         if not samples.prompts:
             yield "samples.kl measures answers: set samples.prompts to more than 0."
         if samples.temperature != 1:
-            yield (
-                f"samples.temperature={samples.temperature} draws other answers than the policy's "
-                "own, which samples.kl measures: set 1."
-            )
+            yield "samples.kl measures the policy's own answers: set samples.temperature=1."
     if own == "pairs" and data.train_on == "everything":
         yield "data.train_on=everything is for sft: the sides of a pair share a prompt."
     if data.select != "random" and not data.max_pairs:
         yield f"data.select={data.select} chooses nothing: set data.max_pairs, or leave it."
-    yield from _of_model(config.model)
     if not data.path:
         yield "data.path is empty: name files, a dataset directory or ORG/NAME."
-    yield from _of_data(data, batch, 2 if own == "pairs" else 1)
+    yield from _of_input(config, 2 if own == "pairs" else 1)
 
 
 def _of_evaluation(config: RMEval) -> Iterator[str]:
-    data = config.data
-    yield from _of_model(config.model)
-    if not (data.path or data.eval_path):
+    if not (config.data.path or config.data.eval_path):
         yield "data.path and data.eval_path are empty: name files, a dataset directory or ORG/NAME."
-    yield from _of_data(data, config.batch, 2)
+    yield from _of_input(config, 2)
 
 
 def _of_loss(config: DPO) -> Iterator[str]:
@@ -82,27 +75,19 @@ def _of_loss(config: DPO) -> Iterator[str]:
     if kind == "simpo" and config.reference.path and not config.samples.kl:
         yield "reference.path is not for loss=simpo, which has no reference: leave it."
     if kind == "ipo" and config.margin:
-        yield (
-            f"margin={config.margin} is not for loss=ipo, whose margin is 1 / (2 beta): set it "
-            "to 0, and choose beta."
-        )
+        yield f"margin={config.margin} is not for loss=ipo, whose margin is 1 / (2 beta): set 0."
     if kind == "ipo" and not config.beta:
         yield "beta=0 is not for loss=ipo, whose margin is 1 / (2 beta): raise it."
 
 
-def _of_model(model: Model) -> Iterator[str]:
-    if not model.path:
+def _of_input(config: Training | RMEval, sides: int) -> Iterator[str]:
+    """No model, or lengths that do not fit: all `sides` of an item lie in one row."""
+    data, rows, length = config.data, config.batch.rows_per_device, config.batch.row_length
+    if not config.model.path:
         yield "model.path is empty: name a model directory, ORG/NAME or GGUF file."
-
-
-def _of_data(data: Data, batch: Batch | Rows, sides: int) -> Iterator[str]:
-    """Lengths that do not fit: all `sides` of an item lie in one row."""
-    rows, length = batch.rows_per_device, batch.row_length
     if rows * length > _MOST_TOKENS:
-        yield (
-            f"batch.rows_per_device={rows} rows of batch.row_length={length} are over "
-            f"{_MOST_TOKENS:,} tokens on a device: lower one."
-        )
+        wrong = f"batch.rows_per_device={rows} rows of batch.row_length={length}"
+        yield f"{wrong} are over {_MOST_TOKENS:,} tokens on a device: lower one."
     if data.max_responses == 1:
         yield "data.max_responses=1: a set needs 2 at least; 0 keeps all."
     if data.max_length * sides > length:

@@ -19,9 +19,6 @@ from alignjax.errors import UserError, printable
 from alignjax.files import is_remote, naming, write_whole
 from alignjax.processes import is_first
 
-# What depends on the clock: all else is equal in a run that was killed and resumed.
-TIME_FIELDS = ("tokens_per_second", "data_wait")
-
 _FLUSH_SECONDS = 5  # between writes of TensorBoard's file
 
 

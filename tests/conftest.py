@@ -19,6 +19,7 @@ from presets import tiny
 from alignjax import sharding
 from alignjax.models.families import to_hf
 from alignjax.models.shapes import DecoderConfig
+from alignjax.weights.source import Source
 
 pytest.register_assert_rewrite("oracle", "refusals", "running")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -145,6 +146,10 @@ def written(tmp_path) -> Path:
 
     write_model(tmp_path / "hf", tiny_config(), dtype=BF16, files=2)
     return orbax_write.write_model(open_directory(tmp_path / "hf"), tmp_path / "model", "source")
+
+
+def read_whole(source: Source, name: str) -> np.ndarray:
+    return source.read(name, (slice(None),) * len(source.tensors[name].shape))
 
 
 def bytes_of(tensors: dict[str, np.ndarray]) -> dict[str, tuple]:

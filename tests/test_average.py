@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import read_whole
 from refusals import ended
 from running import metrics_of, untimed
 from safetensors.numpy import load_file
@@ -17,7 +18,7 @@ from alignjax.sharding import to_host
 from alignjax.step import init_state
 from alignjax.weights.orbax import open_orbax
 from alignjax.weights.safetensors import open_directory
-from alignjax.weights.source import decoder_config, read_whole
+from alignjax.weights.source import decoder_config
 
 MORE = ("--optimizer.ema-decay=0.5", "--batch.max-steps=6", "--log.eval-every=3")
 

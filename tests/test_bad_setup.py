@@ -265,8 +265,7 @@ SETTINGS = {
         "label_smoothing=0.5 leaves loss=robust nothing to learn from: make it less."
     ),
     ("--loss=ipo", "--margin=1"): (
-        "margin=1.0 is not for loss=ipo, whose margin is 1 / (2 beta): set it to 0, and choose "
-        "beta."
+        "margin=1.0 is not for loss=ipo, whose margin is 1 / (2 beta): set 0."
     ),
     ("--loss=ipo", "--beta=0"): (
         "beta=0 is not for loss=ipo, whose margin is 1 / (2 beta): raise it."

@@ -48,8 +48,7 @@ RUNNABLE = DPO(model=Model(path="m"), data=Data(path="d.jsonl"), batch=Batch(pai
         ),
         (
             dataclasses.replace(RUNNABLE, samples=Samples(kl=True, prompts=8)),
-            "samples.temperature=0.7 draws other answers than the policy's own, which samples.kl "
-            "measures: set 1.",
+            "samples.kl measures the policy's own answers: set samples.temperature=1.",
         ),
         (
             SFT(model=Model("m"), data=Data("d"), batch=Batch(rows=4), samples=Samples(kl=True)),

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import read_whole
 from gguffiles import write_gguf
 
 from alignjax.config import Compute
@@ -21,7 +22,7 @@ from alignjax.weights import gguf
 from alignjax.weights.fetch import fetch_packaged
 from alignjax.weights.loading import load
 from alignjax.weights.safetensors import export, write_directory
-from alignjax.weights.source import check_tensors, decoder_config, read_whole
+from alignjax.weights.source import check_tensors, decoder_config
 
 real = pytest.mark.slow  # needs the real file
 quiet = pytest.mark.filterwarnings("default")  # transformers warns

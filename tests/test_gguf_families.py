@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import read_whole
 from gguffiles import write_gguf
 from presets import tiny
 from realtokenizers import MAKERS, package
@@ -13,7 +14,7 @@ from alignjax.models.rope import RopeScaling
 from alignjax.weights import gguf
 from alignjax.weights.compare import compare
 from alignjax.weights.gguf_tokenizer import SPLITS, build_tokenizer
-from alignjax.weights.source import check_tensors, decoder_config, read_whole
+from alignjax.weights.source import check_tensors, decoder_config
 
 PRESETS = ["llama2_7b", "llama3.1_8b", "qwen2.5_0.5b", "qwen3_4b", "gemma_2b"]
 TEXTS = [

@@ -10,7 +10,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import mesh, tiny_config, write_model
+from conftest import mesh, read_whole, tiny_config, write_model
 from running import environment, finish, start
 from safetensors.numpy import load_file
 
@@ -21,7 +21,7 @@ from alignjax.weights.loading import load
 from alignjax.weights.orbax import open_orbax
 from alignjax.weights.orbax_write import write_model as write_orbax
 from alignjax.weights.safetensors import open_directory
-from alignjax.weights.source import leaf_name, read_whole
+from alignjax.weights.source import leaf_name
 
 PROCESSES = 4
 WIDE = dict(vocab_size=8000, hidden_size=512, heads=8, head_dim=64, mlp_size=2048, layers=2)

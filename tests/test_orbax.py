@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorstore
-from conftest import BF16, bytes_of, mesh, tiny_config, write_model
+from conftest import BF16, bytes_of, mesh, read_whole, tiny_config, write_model
 from expomodels import save_run
 from safetensors.numpy import load_file
 
@@ -24,7 +24,7 @@ from alignjax.step import State, init_state
 from alignjax.weights import orbax, orbax_write
 from alignjax.weights.loading import load
 from alignjax.weights.safetensors import open_directory, save_companions
-from alignjax.weights.source import check_tensors, read_whole
+from alignjax.weights.source import check_tensors
 
 
 @pytest.fixture(scope="module")

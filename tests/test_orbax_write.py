@@ -6,14 +6,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorstore
-from conftest import BF16, bytes_of, tiny_config, write_model
+from conftest import BF16, bytes_of, read_whole, tiny_config, write_model
 from safetensors.numpy import load_file, save_file
 
 from alignjax.models.families import tensor_names
 from alignjax.models.shapes import leaf_shapes
 from alignjax.weights import orbax, orbax_write
 from alignjax.weights.safetensors import open_directory, write_directory
-from alignjax.weights.source import read_whole
 
 
 def test_plain_orbax_restores_what_is_written(written):

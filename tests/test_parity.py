@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import tiny_config, write_model
+from conftest import read_whole, tiny_config, write_model
 
 torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
 
@@ -18,7 +18,7 @@ from alignjax.models.rope import RopeScaling  # noqa: E402
 from alignjax.sharding import place  # noqa: E402
 from alignjax.weights.loading import load  # noqa: E402
 from alignjax.weights.safetensors import export, open_directory  # noqa: E402
-from alignjax.weights.source import decoder_config, read_whole  # noqa: E402
+from alignjax.weights.source import decoder_config  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import hf_config, tiny_config
+from conftest import hf_config, read_whole, tiny_config
 from refusals import ended, prepare
 
 from alignjax import command, convert, evaluate
 from alignjax.models.families import from_hf
 from alignjax.reward_source import reward_source
 from alignjax.weights.safetensors import open_directory
-from alignjax.weights.source import Source, decoder_config, read_whole
+from alignjax.weights.source import Source, decoder_config
 
 STEPS = ("--batch.max-steps=6", "--optimizer.learning-rate=3e-3", "--log.eval-every=3")
 

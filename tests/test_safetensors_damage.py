@@ -6,13 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import tiny_config, write_model
+from conftest import read_whole, tiny_config, write_model
 from safetensors.numpy import load_file, save_file
 
 from alignjax.models import families
 from alignjax.weights.loading import load
 from alignjax.weights.safetensors import open_directory
-from alignjax.weights.source import check_tensors, decoder_config, read_whole
+from alignjax.weights.source import check_tensors, decoder_config
 
 
 def refusal(directory) -> str:

@@ -227,15 +227,14 @@ def _parquet(file: Path) -> Iterator[tuple]:
             schema = opened.schema_arrow
             names = [schema.names[i] for i in _to_read(schema)]
             rows = _rows_at_once(_sizes(opened.metadata))
-            for batch in opened.iter_batches(batch_size=rows, columns=names):
+            for batch in opened.iter_batches(rows, columns=names):
                 yield schema, checked(batch)
 
 
 def _sizes(metadata) -> Iterator[int]:
     """Bytes that a value may have, by each part of a column that lies together in a Parquet file.
 
-    Text of many rows is not packed to a hundredth: of such parts no value is taken to be so large
-    that fewer than 16 would go at once, which is slow.
+    What is not packed to a hundredth is text of many rows: there 16 go at once in any case.
     """
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):

@@ -22,7 +22,6 @@ from alignjax.weights.together import at_once, share
 
 Result = TypeVar("Result")
 
-
 SLAB = 1 << 23  # bytes of a tensor that a conversion reads or writes at a time
 
 
@@ -76,10 +75,6 @@ def decoder_config(source: Source) -> DecoderConfig:
 def leaf_name(path) -> str:
     """A leaf's place in a pytree as dotted words, "blocks.q"."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def read_whole(source: Source, name: str) -> np.ndarray:
-    return source.read(name, (slice(None),) * len(source.tensors[name].shape))
 
 
 def row_blocks(shape: tuple[int, ...], itemsize: int, most: int = SLAB) -> list[tuple]:
