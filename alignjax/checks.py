@@ -1,9 +1,10 @@
 """Refuses settings that cannot work, or not together, before anything is loaded."""
 
+import re
 from collections.abc import Iterator
 
 from alignjax import validate
-from alignjax.config import DPO, RM, SFT, RMEval, Training
+from alignjax.config import DPO, RM, SFT, RMEval, Training, flat, to_dict
 from alignjax.errors import UserError
 
 _MOST_TOKENS = 1 << 26  # of a micro-batch on a device
@@ -21,6 +22,9 @@ def check_evaluation(config: RMEval) -> None:
 
 def _refuse(config: Training | RMEval, problems: Iterator[str]) -> None:
     validate.check(config, type(config), "")
+    for key, value in flat(to_dict(config)).items():
+        if re.search("[\0\ud800-\udfff]", str(value)):
+            raise UserError(f"{key}={value!r}: it must be UTF-8, and without NUL; rename it.")
     for problem in problems:
         raise UserError(problem)
 

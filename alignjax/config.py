@@ -238,12 +238,12 @@ def load(name: str, command: str = "alignjax.train") -> Training | RMEval:
             f"--config={name}: there is no such config or file; give a path ending in .py or one "
             f"of: {', '.join(names(command))}."
         )
-    if isinstance(config, COMMANDS[command]):
+    if type(config) in COMMANDS[command]:
         check(config, type(config), name)
         return config
     wanted = " or ".join(f"{kind.__name__}(...)" for kind in COMMANDS[command])
     for other, kinds in COMMANDS.items():
-        if isinstance(config, kinds):
+        if type(config) in kinds:
             raise UserError(
                 f"{name}: its config is for python -m {other}; {command} takes {wanted}."
             )

@@ -127,7 +127,7 @@ def whole_directory(target: Path, replace: Sequence[str] = ()) -> Iterator[Path]
         return
     target = led_to(target)
     make_directory(target.parent)
-    _remove_abandoned(target)
+    _remove_abandoned(target, replace)
     partial = _partial(target)
     partial.mkdir()
     try:
@@ -137,10 +137,7 @@ def whole_directory(target: Path, replace: Sequence[str] = ()) -> Iterator[Path]
             older = partial.with_suffix(".older")
             target.rename(older)
             partial.rename(target)
-            for left in older.iterdir():
-                if not any(fnmatch(left.name, own) for own in replace):
-                    left.rename(target / left.name)
-            shutil.rmtree(older)
+            _bring_back(older, target, replace)
         else:
             try:
                 partial.rename(target)
@@ -211,14 +208,31 @@ def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.partial")
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Deletes what a killed process of this host left of an earlier try."""
+def _bring_back(older: Path, target: Path, replace: Sequence[str]) -> None:
+    """Moves what is not ours from the directory that was replaced, and deletes the rest of it."""
+    if not target.exists():  # killed in between
+        older.rename(target)
+        return
+    for left in list(older.iterdir()):
+        if not any(fnmatch(left.name, own) for own in replace):
+            left.rename(target / left.name)
+        else:
+            left.unlink() if not left.is_dir() else shutil.rmtree(left)
+    older.rmdir()
+
+
+def _remove_abandoned(target: Path, replace: Sequence[str] = ()) -> None:
+    """Deletes what a killed process of this host left of an earlier try, if it is ours."""
     start = f".{target.name}.{socket.gethostname()}."
     for left in target.parent.iterdir():
         pid, _, kind = left.name.removeprefix(start).partition(".")
         if not left.name.startswith(start) or kind not in ("partial", "older"):
             continue
-        if pid.isdecimal() and not _runs(int(pid)):  # another process may be deleting it as well
+        if not pid.isdecimal() or _runs(int(pid)):
+            continue
+        if kind == "older" and left.is_dir():
+            _bring_back(left, target, replace)
+        else:  # another process may be deleting it as well
             left.unlink(missing_ok=True) if left.is_file() else shutil.rmtree(left, True)
 
 

@@ -55,12 +55,14 @@ def _train(config: configs.Training) -> int:
     from alignjax.run import baseline, is_complete, load_shown, prepare, stored_baseline
     from alignjax.step import init_state
     from alignjax.stopping import ending_at_once
+    from alignjax.weights.card import read_settings
     from alignjax.weights.safetensors import export
     from alignjax.weights.source import decoder_config
 
     processes.on_first(lambda: metrics.check(config))
     manager = checkpoint.open_manager(config)
     first = manager.latest_step() or 0
+    same = not first or read_settings(configs.run_dir(config))["model"]["path"] == config.model.path
     run = prepare(config, first)
     initial = partial(init_state, tx=run.optimizer(), ema_decay=config.optimizer.ema_decay)
 
@@ -68,7 +70,7 @@ def _train(config: configs.Training) -> int:
     base = stored_baseline(run, start)
     before = samples.stored(run, 0)
     model = None
-    complete = bool(first) and before is not None and is_complete(run, base)
+    complete = bool(first) and before is not None and is_complete(run, base) and same
     if not complete or config.samples.kl and first < len(run.steps):  # evaluations will read it
         model = load_shown(run.source)
         weights = fingerprint(model)

@@ -7,7 +7,7 @@ arithmetic, DPO against cached reference log-probs. Sequences are as long as Ult
 SmolLM2's tokenizer (log-normal, median 413 tokens, sigma 0.71), their last two thirds are trained,
 and every implementation gets the same ones in each step: packed rows here, padded batches in
 PyTorch (transformers with scaled dot-product attention, or FlashAttention where it is installed).
-Tokens are counted without padding, model FLOPs by `alignjax.models.flops`. Each measurement is a
+Tokens are counted without padding, model FLOPs by `tests/flops.py`. Each measurement is a
 process of its own; one that runs out of memory is told as such.
 """
 
@@ -25,6 +25,7 @@ from workload import tokenized
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+sys.path.append(str(ROOT / "tests"))  # presets, flops
 MEDIAN, SIGMA = 413, 0.71  # tokens of a sequence, and of their logarithm
 TRAINED = 2 / 3  # of a sequence's tokens
 
@@ -100,7 +101,7 @@ class Work:
 
     def flops(self, model, step: int) -> float:
         """Of a step; a reward model's head sees the last token of a sequence alone."""
-        from alignjax.models.flops import training_flops
+        from flops import training_flops
 
         items = self.items[step]
         lengths = self.lengths[items].ravel()
@@ -132,7 +133,6 @@ def work_of(settings: Settings, stage: str):
 
 def model_of(name: str, stage: str):
     """Sizes of a preset; a reward model's for that stage."""
-    sys.path.append(str(ROOT / "tests"))
     from presets import preset
 
     return replace(preset(name), scored=stage == "rm")
@@ -271,7 +271,7 @@ def torch_steps(settings: Settings, stage: str, name: str) -> dict:
 
 
 def result(settings, work: Work, config, seconds, device: str, devices: int, memory) -> dict:
-    from alignjax.models.flops import peak
+    from flops import peak
 
     steps = range(2, len(seconds))
     spent = sum(seconds[i] for i in steps)

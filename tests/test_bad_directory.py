@@ -251,6 +251,16 @@ def test_what_a_user_puts_into_a_run_stays(run, whole, tmp_path):
     assert [(ended / name).read_text() for name in names] == ["precious"] * len(names)
 
 
+def test_a_finished_run_is_of_the_model_that_it_started_from(run, whole, tmp_path):
+    ended = Path(shutil.copytree(whole, tmp_path / "ended"))
+    write_model(tmp_path / "other", tiny_config(layers=LAYERS), seed=7)
+    said = refused(run, ended, f"--model.path={tmp_path / 'other'}")
+    assert said == (
+        f"{ended}: this run is at step 6 of other weights than those of {tmp_path / 'other'}; name "
+        "the model that it started from, or choose another --run_dir."
+    )
+
+
 def test_a_directory_that_is_no_run_is_left_as_it_is(run, tmp_path):
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "mine").write_text("precious")

@@ -98,6 +98,13 @@ def test_check_refuses(config, sentence):
     assert str(caught.value) == sentence
 
 
+@pytest.mark.parametrize("text", ["a\0b", "/d/\udcff"])
+def test_paths_are_text(text):
+    for change in ({"run_dir": text}, {"model": Model(text)}, {"data": Data("d", cache_dir=text)}):
+        with pytest.raises(UserError, match="it must be UTF-8, and without NUL; rename it"):
+            check_training(dataclasses.replace(RUNNABLE, **change))
+
+
 def test_check_passes_what_just_fits():
     check_training(
         dataclasses.replace(

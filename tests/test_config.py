@@ -151,6 +151,10 @@ def test_file_without_a_config_is_refused(tmp_path):
         configs.load(str(file))
     sentence = f"{file}: set `config` to SFT(...) or RM(...) or DPO(...) of alignjax.config."
     assert str(caught.value) == sentence
+    file.write_text("from alignjax.config import DPO\nclass My(DPO): pass\nconfig = My()\n")
+    with pytest.raises(UserError) as caught:
+        configs.load(str(file))
+    assert str(caught.value) == sentence
 
 
 @pytest.mark.parametrize(

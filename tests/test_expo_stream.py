@@ -301,6 +301,28 @@ def test_several_processes_write_to_no_object_store(monkeypatch):
     )
 
 
+def test_what_is_not_of_an_earlier_try_stays(tmp_path):
+    write(tmp_path)
+    place = tmp_path / ".out.unfinished"
+    place.mkdir()
+    (place / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError) as error:
+        run(tmp_path)
+    assert str(error.value) == (
+        f"{place}/thesis.txt: --out is made there first, and this is not of it; move it."
+    )
+    assert (place / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff", b"[]"])
+def test_a_damaged_note_of_an_earlier_try(tmp_path, damage):
+    write(tmp_path)
+    (tmp_path / ".out.unfinished/result").mkdir(parents=True)
+    (tmp_path / ".out.unfinished/about.json").write_bytes(damage)
+    run(tmp_path)
+    assert (tmp_path / "out/model.safetensors").is_file()
+
+
 def test_two_at_a_time_into_one_directory(tmp_path):
     write(tmp_path)
     with lock.held(tmp_path / ".out.unfinished"), pytest.raises(ValueError) as error:

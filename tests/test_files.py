@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +74,35 @@ def dead_pid() -> int:
     return process.pid
 
 
-@pytest.mark.parametrize("kind", ["partial", "older"])
-def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path, kind):
+@pytest.mark.parametrize("before", [1, 2, 3, 4])
+def test_a_kill_in_the_midst_of_a_replacement_loses_nothing_that_is_not_ours(tmp_path, before):
+    """`before` which of the four renames: away, into place, and two of others' files back."""
     target = tmp_path / "b"
+    target.mkdir()
+    for name in ("old", "theirs", "theirs too"):
+        (target / name).write_text(name)
+    script = f"""
+import os, pathlib
+from alignjax.files import whole_directory
+left, rename = [{before}], pathlib.Path.rename
+def killed(path, to):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), 9)
+    return rename(path, to)
+pathlib.Path.rename = killed
+with whole_directory(pathlib.Path({str(target)!r}), ("old", "n*")) as partial:
+    (partial / "new").write_text("killed")
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -9
+    with whole_directory(target, ("old", "n*")) as partial:
+        (partial / "new").write_text("1")
+    assert (names(tmp_path), names(target)) == (["b"], ["new", "theirs", "theirs too"])
+
+
+def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
+    target, kind = tmp_path / "b", "partial"
     host = socket.gethostname()
     dead = tmp_path / f".b.{host}.{dead_pid()}.{kind}"
     kept = [f".b.{host}.{os.getppid()}.{kind}", f".b.elsewhere.{dead_pid()}.{kind}", ".b.x.partial"]

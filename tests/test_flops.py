@@ -3,9 +3,8 @@
 import jax
 import numpy as np
 import pytest
+from flops import PEAKS, forward_flops, peak, training_flops
 from presets import PRESETS, tiny
-
-from alignjax.models.flops import PEAKS, forward_flops, peak, training_flops
 
 WEIGHTS = {"llama2_7b": 6.74e9, "llama3_8b": 8.03e9, "mistral_7b": 7.24e9, "qwen3_0.6b": 0.596e9}
 

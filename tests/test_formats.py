@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 from datafiles import ROWS, arrow, dump, feather_bytes, jsonl, parquet_bytes, read, refusal, write
@@ -423,10 +424,53 @@ def test_one_text_that_stands_for_all_rows_is_not_unpacked_at_once(tmp_path, mon
 
     def spy(batch):
         nonlocal largest
-        largest = max(largest, batch.nbytes)
+        largest = max(largest, sum(map(formats._unpacked, batch.columns)))
         return values(batch)
 
     monkeypatch.setattr(formats, "_values", spy)
-    found = list(formats.records(file, 1 << 30))
+    found = list(formats.records(file, 1 << 20))
     assert [record.values for record in found] == [{"prompt": "p", "completion": text}] * 500
     assert 1 << 16 < largest <= 1 << 21
+
+
+def lists(ends: list[int], values):
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values)
+
+
+TEXT = pa.array(["x" * 10**6])
+MANY = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), TEXT)
+VIEW = TEXT.cast(pa.string_view()).buffers()
+VIEWS = np.tile(np.frombuffer(VIEW[1], np.uint8)[:16], 6000)
+ROLES = pa.array(["user", "assistant"] * 10_000)
+# Each of a few MB at most, whose rows would have 20 GB, or a billion values.
+SHARED = {
+    "messages": lists([0, 20_000], pa.StructArray.from_arrays([ROLES, MANY], ["role", "content"])),
+    "completions": lists([0, 20_000], MANY),
+    "prompt": lists([0, 10**9], pa.Array.from_buffers(pa.struct([]), 10**9, [None])),
+    "responses": lists(
+        [0, 6000],
+        pa.Array.from_buffers(pa.string_view(), 6000, [None, pa.py_buffer(VIEWS), VIEW[2]]),
+    ),
+    "scores": pa.ListViewArray.from_arrays(
+        *(pa.array([number], pa.int32()) for number in (0, 1 << 24)), pa.nulls(1 << 24, pa.int8())
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_row_whose_values_share_bytes_is_measured_without_them(tmp_path, name):
+    table = pa.table({name: SHARED[name]})
+    with pa.ipc.new_file(str(tmp_path / "d.arrow"), table.schema) as written:
+        written.write_table(table)
+    [found] = formats.records(tmp_path / "d.arrow", 8_000_000)
+    assert "the row is larger than data.max_row_bytes=8000000" in found.problem
+
+
+@pytest.mark.parametrize("name", ["d.parquet", "d.arrow"])
+@pytest.mark.parametrize("more", [{"tool_calls": None}, {"k": [None, None]}, {"k": {"z": None}}])
+def test_keys_of_messages_that_are_always_null(tmp_path, name, more):
+    turns = [{"role": "user", "content": "q"} | more, {"role": "assistant", "content": "a"} | more]
+    rows = [{"messages": turns}] * 8
+    content = parquet_bytes(rows) if name == "d.parquet" else arrow(rows, pa.ipc.new_file)
+    found = list(formats.records(write(tmp_path / name, content), 8_000_000))
+    assert [record.values["messages"] for record in found] == [turns] * 8

@@ -208,6 +208,29 @@ def test_rows_that_pad_the_vocabulary_are_no_part_of_a_run(tmp_path):
     assert restored["embed"].shape == restored["head"].shape == (100, 32)
 
 
+def test_a_path_that_goes_up(run, written, monkeypatch):
+    for path in (run, run / "checkpoints/2", run / "checkpoints/..", written):
+        there = path.parent / "beside"
+        there.mkdir(exist_ok=True)
+        monkeypatch.chdir(there)
+        found = orbax.open_orbax(Path("..") / path.name)
+        assert read_whole(found, "model.norm.weight").any()
+        there.rmdir()
+
+
+def test_directories_beside_checkpoints_that_are_none(run, tmp_path):
+    for name in ("²", "٤٢", "12.old"):  # digits too, by Unicode
+        (copy_of(run, tmp_path / name) / "checkpoints" / name).mkdir()
+        source = orbax.open_orbax(tmp_path / name / "run")
+        assert source.path.name == "10"
+
+
+def test_a_checkpoint_without_its_sums(run, tmp_path):
+    copy = copy_of(run, tmp_path)
+    shutil.rmtree(copy / "checkpoints/10/sums")
+    assert refusal(copy).startswith(f"{copy}/checkpoints/10/sums: _METADATA cannot be read")
+
+
 def test_a_run_without_its_model_directory(run, tmp_path):
     copy = copy_of(run, tmp_path)
     shutil.rmtree(copy / "model")

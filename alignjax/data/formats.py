@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
 from alignjax.errors import UserError
 
 KINDS = {
@@ -226,29 +228,25 @@ def _parquet(file: Path) -> Iterator[tuple]:
         with parquet.ParquetFile(str(plain)) as opened:
             schema = opened.schema_arrow
             names = [schema.names[i] for i in _to_read(schema)]
-            rows = _rows_at_once(_sizes(opened.metadata))
+            rows = _rows_at_once(opened.metadata)
             for batch in opened.iter_batches(rows, columns=names):
                 yield schema, checked(batch)
 
 
-def _sizes(metadata) -> Iterator[int]:
-    """Bytes that a value may have, by each part of a column that lies together in a Parquet file.
+def _rows_at_once(metadata) -> int:
+    """How many rows of a Parquet file to decode at once, were each as large as a part of a column.
 
-    What is not packed to a hundredth is text of many rows: there 16 go at once in any case.
+    One entry of a dictionary may stand for all rows: then a small file holds very much text. What
+    is not packed to a hundredth has text of its own in most: there 16 go at once in any case.
     """
+    largest = _AT_ONCE // _ROWS_AT_ONCE
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
             if column.path_in_schema.split(".")[0] in COLUMNS:
                 packed, size = column.total_compressed_size, column.total_uncompressed_size
-                yield size if size > _UNPACKED * packed else min(size, _AT_ONCE // 16)
-
-
-def _rows_at_once(sizes: Iterable[int]) -> int:
-    """How many rows to decode at once, were each of them as large as the largest of `sizes`.
-
-    One entry of a dictionary may stand for all rows: then a small file holds very much text.
-    """
-    return max(min(_AT_ONCE // max([1, *sizes]), _ROWS_AT_ONCE), 1)
+                usual = size <= _UNPACKED * packed
+                largest = max(largest, min(size, _AT_ONCE // 16) if usual else size)
+    return max(_AT_ONCE // largest, 1)
 
 
 def arrow(file: Path) -> Iterator[tuple]:
@@ -318,9 +316,16 @@ def checked(batch):
     Raises pyarrow's errors. Text counts as bytes: where it is not UTF-8, its row alone is bad.
     """
     batch = batch.select(_to_read(batch.schema))
+    import pyarrow as pa
+
     for column in batch.columns:
         column.validate()
-        column.view(_as_bytes(column.type)).validate(full=True)
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise
+            column.view(_as_bytes(column.type)).validate(full=True)
     return batch
 
 
@@ -357,11 +362,8 @@ def _dicts(batch, most: int) -> Iterator[tuple[dict, str]]:
     """Rows of an Arrow batch, each with what is wrong where it is too large or unreadable."""
     found, problem = [], _too_large(most)
     try:
-        coded = {i: one for i, one in enumerate(batch.columns) if hasattr(one, "indices")}
-        if batch.num_rows <= _rows_at_once(one.dictionary.nbytes for one in coded.values()):
-            for i, column in coded.items():  # each row gets its own copy
-                batch = batch.set_column(i, batch.schema.names[i], column.dictionary_decode())
-            found = _values(batch) if batch.nbytes <= most else []
+        if batch.num_rows <= _ROWS_AT_ONCE and sum(map(_unpacked, batch.columns)) <= most:
+            found = _values(batch)
     except Exception as error:  # pyarrow has many kinds for values that Python cannot hold
         problem = f"a value cannot be read ({first_line(error)})"
     if found or not batch.num_rows:
@@ -372,6 +374,35 @@ def _dicts(batch, most: int) -> Iterator[tuple[dict, str]]:
         half = batch.num_rows // 2
         yield from _dicts(batch.slice(0, half), most)
         yield from _dicts(batch.slice(half), most)
+
+
+def _unpacked(array) -> int:
+    """Bytes that an array would have if no two values shared any, as those of a dictionary do.
+
+    Of very long lists it is the count of values alone, since those may all lie in one place.
+    """
+    import pyarrow as pa
+    from pyarrow import compute
+
+    form = array.type
+    if pa.types.is_dictionary(form):
+        if form.value_type not in (pa.string(), pa.large_string(), pa.binary()):
+            return len(array) * array.dictionary.nbytes
+        lengths = compute.binary_length(array.dictionary).take(array.indices)
+        return 8 * len(array) + (compute.sum(lengths).as_py() or 0)
+    if pa.types.is_string_view(form) or pa.types.is_binary_view(form):
+        views = np.frombuffer(array.buffers()[1], np.int32)[4 * array.offset :]  # 4 for each text
+        return int(views[: 4 * len(array) : 4].sum(dtype=np.int64)) + 16 * len(array)
+    if pa.types.is_struct(form):
+        return 64 * len(array) + sum(map(_unpacked, array.flatten()))
+    if isinstance(array, pa.ExtensionArray):
+        return _unpacked(array.storage)
+    if isinstance(array, pa.ListViewArray | pa.LargeListViewArray):
+        count = compute.sum(compute.list_value_length(array)).as_py() or 0
+        return count if count > _AT_ONCE else _unpacked(array.flatten())
+    if hasattr(array, "flatten") and not pa.types.is_map(form):
+        return 8 * len(array) + _unpacked(array.flatten())
+    return array.nbytes
 
 
 def _values(batch) -> list[dict]:

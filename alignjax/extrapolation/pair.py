@@ -78,7 +78,8 @@ class Pair:
 
         An Orbax checkpoint may hold all layers of a leaf in one chunk, so its order goes first.
         """
-        stacked = [side for side in (self.strong, self.weak) if _is_stacked_file(side)]
+        sides = (self.strong, self.weak)
+        stacked = [side for side in sides if next(iter(side.tensors.values())).file.is_dir()]
         first = stacked[0] if stacked else self.strong
         return {name: number for number, name in enumerate(first.tensors)}
 
@@ -151,7 +152,3 @@ def _tokens(file: Path) -> dict[int, str]:
     elif isinstance(vocabulary, dict):
         found = {number: text for text, number in vocabulary.items()}
     return found | {one["id"]: one["content"] for one in content.get("added_tokens", [])}
-
-
-def _is_stacked_file(side: Source) -> bool:
-    return next(iter(side.tensors.values())).file.is_dir()

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from alignjax import __version__
-from alignjax import config as configs
 from alignjax.errors import UserError
 from alignjax.files import read_json
 
@@ -16,9 +15,11 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
 def read_settings(directory: Path) -> dict:
     """Return a run's settings from its config.json; raises UserError where that is no run's."""
     found = read_json(directory / "config.json")
-    settings = configs.flat(found)
     for key in ("name", "model.path", "data.path", "optimizer.rule"):
-        if not isinstance(settings.get(key), str):
+        value = found
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(value, str):
             raise UserError(
                 f"{directory}/config.json: this is not a run's, which has the key {key}; choose "
                 "another --run_dir."

@@ -31,6 +31,7 @@ from alignjax.weights.source import Source, Stored, decoder_config
 from alignjax.weights.tensorfile import DTYPES, read_bytes
 
 _COMMIT = "_CHECKPOINT_METADATA"  # Orbax's note that a checkpoint is whole
+_NUMBER = re.compile("[0-9]+")  # of a step
 _AVERAGE = "ema."  # before the leaves of a run's average
 _SPARE_CACHE = 1 << 24  # bytes that a cache needs beyond the chunks it holds
 
@@ -56,7 +57,8 @@ def _is_run(path: Path) -> bool:
 
 
 def _is_step(path: Path) -> bool:
-    return (path / "state").is_dir() or (path.name.isdigit() and path.parent.name == "checkpoints")
+    named = _NUMBER.fullmatch(path.name) and path.parent.name == "checkpoints"
+    return (path / "state").is_dir() or bool(named)
 
 
 def open_orbax(path: Path, weights: bool = True) -> Source:
@@ -72,7 +74,7 @@ def open_orbax(path: Path, weights: bool = True) -> Source:
     model = from_hf(config, str(path))
     tensors, where = {}, {}
     arrays = _open_arrays(place)
-    sums = _saved_sums(place) if weights else {}
+    sums = _saved_sums(place) if place.prefix and weights else {}
     for leaf, array in arrays.items():
         dtype = array.dtype.numpy_dtype
         if dtype not in DTYPES.values():
@@ -102,7 +104,8 @@ def open_orbax(path: Path, weights: bool = True) -> Source:
             else:
                 found = array[(*layer, *inside)].read().result()
             if saved is not None and found.shape[-1] == array.shape[-1]:
-                _check_rows(found, saved[(*layer, *inside[:-1])])
+                if (row_sums(found).ravel() != saved[(*layer, *inside[:-1])].ravel()).any():
+                    raise ValueError("it is not as it was saved")
         except (ValueError, OSError) as error:
             raise UserError(_damaged(place.arrays, name, error)) from None
         own = found.astype(dtype, copy=False)
@@ -129,21 +132,12 @@ def row_sums(array: np.ndarray) -> np.ndarray:
     return np.einsum("...i,i->...", bits, odd)
 
 
-def _check_rows(rows: np.ndarray, saved: np.ndarray) -> None:
-    if not np.array_equal(row_sums(rows).ravel(), saved.ravel()):
-        raise ValueError("it is not as it was saved")
-
-
 def _saved_sums(place: _Place) -> dict[str, np.ndarray]:
     """Leaf -> the sums of its rows that a run's checkpoint holds."""
     held = place._replace(arrays=place.checkpoint / "sums")
-    if not (place.prefix and held.arrays.is_dir()):
-        return {}
-    import tensorstore as ts
-
     sums = {}
     for leaf, (name, spec) in _specs(held).items():
-        array = _open_array(held, name, spec, ts.Context())
+        array = _open_array(held, name, spec, None)
         try:
             sums[leaf] = array.read().result()
         except (ValueError, OSError) as error:
@@ -215,14 +209,15 @@ def _place(path: Path) -> _Place:
         return _Place(path / "weights", path / "weights", "", path)
     steps = path / "checkpoints"
     there = steps.iterdir() if steps.is_dir() else ()
-    numbers = [int(step.name) for step in there if step.name.isdigit()]
+    numbers = [int(step.name) for step in there if _NUMBER.fullmatch(step.name)]
     if not numbers:
         raise UserError(f"{path}: the run has no checkpoint yet; wait until it has saved one.")
     return _run_place(steps / str(max(numbers)))
 
 
 def _run_place(step: Path) -> _Place:
-    beside = step.absolute().parent.parent / "model"
+    place = step if is_remote(step) else Path(os.path.abspath(step))
+    beside = place.parent.parent / "model"
     if not (beside / "config.json").is_file():
         raise UserError(
             f"{step}: there is no {beside}/config.json, which says what model this is; copy the "
@@ -285,7 +280,7 @@ def array_spec(directory: Path, name: str, ocdbt: bool, zarr3: bool, strict: boo
         text = f"{os.fspath(path)}/"
         return text if is_remote(path) else {"driver": "file", "path": text}
 
-    directory = directory.absolute()
+    directory = directory.resolve()  # tensorstore takes no `..`
     store = {"driver": "ocdbt", "base": place(directory), "path": f"{name}/"}
     return {
         "driver": "zarr3" if zarr3 else "zarr",

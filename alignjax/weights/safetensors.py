@@ -315,7 +315,7 @@ def write_companions(
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(file.read_bytes())
     for name, text in (beside or {}).items():
-        (directory / name).write_text(text, encoding="utf-8")
+        (directory / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def with_dtype(config: dict, dtype: str) -> dict:

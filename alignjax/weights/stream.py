@@ -23,7 +23,8 @@ import jax
 import numpy as np
 
 from alignjax import lock
-from alignjax.files import is_remote, led_to, naming, whole_directory, write_whole
+from alignjax.errors import UserError
+from alignjax.files import is_remote, led_to, naming, read_json, whole_directory, write_whole
 from alignjax.processes import first_holds, is_first, on_first
 from alignjax.weights.disk import Writer
 from alignjax.weights.layout import Layout, Part, write_part
@@ -182,13 +183,16 @@ def begin(one: Unfinished, layout: Layout, directories: list[str], about: dict) 
 
 def _left(place: Path, about: dict) -> bool:
     """Whether the same work was begun; what was left of other work goes."""
-    file = place / "about.json"
-    there = file.is_file() and (place / "result").is_dir()
-    if there and json.loads(file.read_text()) == json.loads(json.dumps(about)):
-        return True
-    for path in place.iterdir():
-        if path.name != ".lock":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    inside = [path for path in place.iterdir() if path.name != ".lock"]
+    for path in inside:
+        if path.name not in ("about.json", "result") and not path.name.startswith("done-"):
+            raise UserError(f"{path}: --out is made there first, and this is not of it; move it.")
+    with suppress(UserError):  # damaged: begun anew
+        then, now = read_json(place / "about.json"), json.loads(json.dumps(about))
+        if then == now and (place / "result").is_dir():
+            return True
+    for path in inside:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     return False
 
 
