@@ -39,6 +39,7 @@ def asked_to_stop() -> Iterator[Callable[[int], bool]]:
     def note(number, frame) -> None:
         signal.signal(number, signal.SIG_DFL)
         caught.append(number)
+        os.write(2, b"stopping after the step begun last; a second signal ends at once\n")
 
     def asked(step: int) -> bool:
         if jax.process_count() == 1:

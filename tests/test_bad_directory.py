@@ -111,6 +111,9 @@ def test_a_checkpoint_of_another_model(run, trained, tmp_path):
     wide = tiny_config(layers=LAYERS, mlp_size=128)
     write_model(tmp_path / "wide", wide)
     (trained / "model/config.json").write_text(json.dumps(hf_config(wide)))
+    settings = json.loads((trained / "config.json").read_text())
+    settings["model"]["path"] = str(tmp_path / "wide")
+    (trained / "config.json").write_text(json.dumps(settings))
     assert refused(run, trained, f"--model.path={tmp_path / 'wide'}") == (
         f"{trained}/checkpoints/5: the checkpoint holds model.blocks.down with shape (1, 32, 64), "
         "but this run needs it with shape (1, 32, 128): the run directory belongs to another model "

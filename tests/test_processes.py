@@ -124,6 +124,7 @@ def test_ctrl_c_stops_a_run_of_one_process_after_its_step(prepared, tmp_path):
     (tmp_path / "go").touch()
     codes, outputs = finish(started)
     assert codes == [143] and "stopped by a signal after step" in outputs[0]
+    assert "stopping after the step begun last; a second signal ends at once\n" in outputs[0]
     launch(command, env)
     assert untimed(prepared / "alone") == untimed(prepared / "one-2")
     assert same_weights(prepared / "alone", prepared / "one-2")
