@@ -215,7 +215,7 @@ def restore(manager, step: int, like: State) -> State:
     _check_shapes(manager, step, wanted)
     items = {"state": _flat(wanted)}
     items["sums"] = concrete(jax.tree.map(partial(jax.eval_shape, _row_sums_of), items["state"]))
-    args = {item: ocp.args.StandardRestore(like) for item, like in items.items()}
+    args = {item: ocp.args.StandardRestore(leaves) for item, leaves in items.items()}
     try:
         found = manager.restore(step, args=ocp.args.Composite(**args))
         for name, own in _row_sums(found["state"]).items():

@@ -62,7 +62,6 @@ def _train(config: configs.Training) -> int:
     processes.on_first(lambda: metrics.check(config))
     manager = checkpoint.open_manager(config)
     first = manager.latest_step() or 0
-    same = not first or read_settings(configs.run_dir(config))["model"]["path"] == config.model.path
     run = prepare(config, first)
     initial = partial(init_state, tx=run.optimizer(), ema_decay=config.optimizer.ema_decay)
 
@@ -70,7 +69,8 @@ def _train(config: configs.Training) -> int:
     base = stored_baseline(run, start)
     before = samples.stored(run, 0)
     model = None
-    complete = bool(first) and before is not None and is_complete(run, base) and same
+    then = read_settings(run.directory)["model"]["path"] if first else ""  # it may have moved
+    complete = then == config.model.path and before is not None and is_complete(run, base)
     if not complete or config.samples.kl and first < len(run.steps):  # evaluations will read it
         model = load_shown(run.source)
         weights = fingerprint(model)

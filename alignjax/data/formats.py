@@ -29,7 +29,7 @@ KINDS = {
 }
 _SUFFIXES = f"{', '.join(KINDS)}, each also with .gz behind it"
 _ROWS_AT_ONCE = 1000  # of Parquet and Arrow, as Python values
-_AT_ONCE = 1 << 28  # bytes of one column that so many rows may have; where it may be more, fewer
+_AT_ONCE = 1 << 28  # bytes that one column of those rows may take in memory
 _LIST = 1 << 28  # bytes of a JSON list at most, which is read as a whole
 _UNPACKED = 100  # times the size of a Parquet or Arrow file's .gz, which it may unpack to, and
 _LEAST_UNPACKED = 1 << 30  # bytes which it may in any case
@@ -234,10 +234,9 @@ def _parquet(file: Path) -> Iterator[tuple]:
 
 
 def _rows_at_once(metadata) -> int:
-    """How many rows of a Parquet file to decode at once, were each as large as a part of a column.
+    """How many rows of a Parquet file to decode at once, 16 at least where it compresses as usual.
 
-    One entry of a dictionary may stand for all rows: then a small file holds very much text. What
-    is not packed to a hundredth has text of its own in most: there 16 go at once in any case.
+    Each row may repeat one entry of a column's dictionary, which is as large as the column chunk.
     """
     largest = _AT_ONCE // _ROWS_AT_ONCE
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
@@ -315,9 +314,9 @@ def checked(batch):
 
     Raises pyarrow's errors. Text counts as bytes: where it is not UTF-8, its row alone is bad.
     """
-    batch = batch.select(_to_read(batch.schema))
     import pyarrow as pa
 
+    batch = batch.select(_to_read(batch.schema))
     for column in batch.columns:
         column.validate()
         try:
@@ -325,7 +324,7 @@ def checked(batch):
         except pa.ArrowInvalid as error:
             if "UTF8" not in str(error):
                 raise
-            column.view(_as_bytes(column.type)).validate(full=True)
+            column.view(_as_bytes(column.type)).validate(full=True)  # miscounts null children
     return batch
 
 

@@ -187,7 +187,7 @@ def _left(place: Path, about: dict) -> bool:
     for path in inside:
         if path.name not in ("about.json", "result") and not path.name.startswith("done-"):
             raise UserError(f"{path}: --out is made there first, and this is not of it; move it.")
-    with suppress(UserError):  # damaged: begun anew
+    with suppress(UserError):  # where about.json is damaged, the work starts over
         then, now = read_json(place / "about.json"), json.loads(json.dumps(about))
         if then == now and (place / "result").is_dir():
             return True
