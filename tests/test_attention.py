@@ -11,6 +11,8 @@ from alignjax.models import decoder
 from alignjax.models.attention import BLOCK, attention
 from alignjax.sharding import place, spec, to_host
 
+pytestmark = pytest.mark.slow  # minutes
+
 
 def plain(q, k, v, segments, window=None):
     """The formula as it is written, with a full mask; float64 where the inputs are."""

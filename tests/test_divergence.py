@@ -17,6 +17,8 @@ from alignjax.models import decoder
 from alignjax.models.decoder import hidden_states
 from alignjax.sharding import place
 
+pytestmark = pytest.mark.slow  # minutes
+
 F32 = Compute(dtype="float32", remat="none")
 PROMPTS = [[5, 9, 33], [7], [40, 41, 42, 43, 44, 45, 46], [99, 3]]
 END = 2
@@ -134,7 +136,6 @@ def test_it_goes_on_with_the_same_numbers_and_from_the_same_weights_alone(
     assert one == other
 
 
-@pytest.mark.slow  # starts three processes
 def test_two_processes_measure_what_one_does(root, measured, tmp_path):
     launch(arguments(root, "kl-one", *MEASURED), environment(tmp_path / "one", 2))
     command = arguments(root, "kl-two", *MEASURED)

@@ -13,6 +13,8 @@ from alignjax.data.tokenset import TokenSet, in_memory
 from alignjax.models import decoder
 from alignjax.stages import stage_of
 
+pytestmark = pytest.mark.slow  # minutes
+
 F32 = Compute(dtype="float32", remat="none", vocab_chunk=32)
 
 

@@ -16,6 +16,8 @@ from alignjax.run import Run
 from alignjax.step import finite, init_state
 from alignjax.weights.source import leaf_name
 
+pytestmark = pytest.mark.slow  # minutes
+
 
 @pytest.fixture
 def root(tmp_path):

@@ -9,6 +9,8 @@ from running import metrics_of
 from test_inspect import ROWS, ended
 from tokencases import pair_row, write
 
+pytestmark = pytest.mark.slow  # minutes
+
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "rm"])
 def test_the_first_batch_has_the_loss_that_the_first_step_logs(

@@ -16,6 +16,8 @@ from alignjax.models.attention import attention
 from alignjax.sharding import AXES, place, to_host
 from alignjax.stages import batch_loss, stage_of
 
+pytestmark = pytest.mark.slow  # minutes
+
 # Key/value heads, query heads each serves, head size, window; families at their smallest.
 FAMILIES = {
     "llama2": (2, 1, 128, None),

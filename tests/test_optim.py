@@ -18,6 +18,8 @@ from alignjax.sharding import place, to_host
 from alignjax.stages import stage_of
 from alignjax.step import init_state, train_step
 
+pytestmark = pytest.mark.slow  # minutes
+
 
 def test_moments_lie_where_the_weights_lie():
     mesh(1, 4, 2)

@@ -28,6 +28,8 @@ from safetensors.numpy import load_file
 from alignjax import processes
 from alignjax.errors import UserError
 
+pytestmark = pytest.mark.slow  # minutes
+
 PAIRS, HELD_OUT = 40, 12
 SAMPLED = ("--samples.prompts=4", "--samples.max-tokens=8")
 
@@ -80,7 +82,6 @@ def test_two_processes_train_as_one_and_the_first_speaks(prepared, two):
     assert "step 1/20" not in silent and "held-out" not in silent
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
 def test_several_processes_share_the_weights_too(prepared, tmp_path, processes, devices):
     name = f"several-{processes}"
@@ -90,9 +91,7 @@ def test_several_processes_share_the_weights_too(prepared, tmp_path, processes, 
     check_as_one(prepared, prepared / name, 4)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_process_stops_all_after_one_step(prepared, two, tmp_path, number):
     name = f"stopped-{number.name}"
     command = arguments(prepared, name, *SAMPLED)

@@ -18,6 +18,8 @@ from alignjax.sharding import place
 from alignjax.stages import batch_loss, stage_of
 from alignjax.step import metrics_step
 
+pytestmark = pytest.mark.slow  # minutes
+
 F32 = Compute(dtype="float32", remat="none")
 LENGTHS = [[10, 14, 12, 9], [20, 28], [3, 2, 5, 4], [24, 24]]
 

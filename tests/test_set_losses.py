@@ -18,6 +18,8 @@ from alignjax.rewards import sequence_rewards
 from alignjax.sharding import place, to_host
 from alignjax.stages import Facts, stage_of
 
+pytestmark = pytest.mark.slow  # minutes
+
 F32 = Compute(dtype="float32", remat="none")
 RANKS = [(1, 1, 2, 3), (1, 2), (1, 2, 3), (1, 2, 2, 2), (1, 2)]  # of sets, ties among them
 

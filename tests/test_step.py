@@ -17,6 +17,8 @@ from alignjax.stages import batch_loss, stage_of
 from alignjax.step import init_state, score_step, train_step
 from alignjax.weights.source import leaf_name
 
+pytestmark = pytest.mark.slow  # minutes
+
 F32 = Compute(dtype="float32", remat="none", vocab_chunk=32)
 # Sequences of each row, of uneven lengths and trained parts.
 LENGTHS = [
