@@ -4,6 +4,7 @@ Imports no jax: a command parses its arguments before anything slow is imported.
 a field is its help text.
 """
 
+import argparse
 import os
 import runpy
 import sys
@@ -339,17 +340,10 @@ def flat(nested: dict, prefix: str = "") -> dict[str, object]:
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     """Splits `--config=NAME` or `--config NAME` from the other arguments."""
-    name, rest, pending = None, [], False
-    for argument in arguments:
-        if pending:
-            name, pending = argument, False
-        elif argument == "--config":
-            pending = True
-        elif argument.startswith("--config="):
-            name = argument.removeprefix("--config=")
-        else:
-            rest.append(argument)
-    return name, rest
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    found, rest = parser.parse_known_args(arguments)
+    return found.config, rest
 
 
 def to_dict(config) -> dict:

@@ -86,7 +86,7 @@ def _prepare(config: configs.RMEval):
     from alignjax.data.chat import load_tokenizer
     from alignjax.data.summary import show_rows
     from alignjax.data.tokens import token_set
-    from alignjax.processes import check_same, in_turn
+    from alignjax.processes import check_same, in_turn, on_first
     from alignjax.progress import phase, say
     from alignjax.run import check_sets, check_vocabulary
     from alignjax.sharding import check_divides
@@ -94,6 +94,7 @@ def _prepare(config: configs.RMEval):
     from alignjax.weights.source import decoder_config, open_together
 
     cache = configs.cache_dir(config)
+    on_first(lambda: sources.check(config.data, (True,)))  # before the model may be fetched
     with phase(f"opening {config.model.path}"):
         source = open_together(lambda: open_model(config.model.path, cache))
         tokenizer = load_tokenizer(source.tokenizer_dir, config.model.chat_template)

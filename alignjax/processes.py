@@ -64,8 +64,8 @@ def join(settings: dict[str, Any]) -> None:
     try:
         jax.process_count()
     except (RuntimeError, AssertionError) as error:  # the second where a plugin is missing
-        platforms = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
-        raise UserError(f"jax cannot start with {platforms}: {error or 'no such one'}") from None
+        asked, why = os.environ.get("JAX_PLATFORMS", ""), str(error) or "no such one"
+        raise UserError(f"jax cannot start with JAX_PLATFORMS={asked!r}: {why}") from None
     about = {"alignjax": __version__, "jax": jax.__version__}
     check_same(about | {key: settings[key] for key in settings if key not in _BY_HOST})
 

@@ -13,6 +13,7 @@ import optax
 
 from alignjax import companions, evaluation, lock, optim, reference
 from alignjax import config as configs
+from alignjax.data import sources
 from alignjax.data.batches import PackedSteps, packed_steps
 from alignjax.data.chat import load_tokenizer, special_ids
 from alignjax.data.mixture import epoch_items
@@ -129,6 +130,7 @@ def planned(config: configs.Training, weights: bool = True) -> Run:
     as far as its config and tokenizer go.
     """
     stage, cache = stage_of(config), configs.cache_dir(config)
+    on_first(lambda: sources.check(config.data))  # before the model, which may be fetched
     with phase(f"opening {config.model.path}"):
         source = open_together(lambda: open_model(config.model.path, cache, weights=weights))
         started = datetime.fromisoformat(on_first(lambda: _started(configs.run_dir(config))))

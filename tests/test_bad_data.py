@@ -107,7 +107,8 @@ def test_rows_with_and_without_a_split(root, refusal):
     ],
 )
 def test_a_path_that_leads_nowhere(refusal, path, problem):
-    assert refusal(f"--data.path={path}") == f"data.path={path}: {problem}"
+    told = refusal(f"--data.path={path}", "--model.path=org/none")  # which would be fetched
+    assert told == f"data.path={path}: {problem}"
 
 
 def test_names_that_are_too_long_together_for_one(refusal):

@@ -210,6 +210,9 @@ def test_refusals(ended, home, tmp_path):
         f"{home / 'words'}: this is a language model, as SFT and DPO make them, which has no score "
         "head; name a reward model, such as the export of an rm run."
     )
+    assert sentence("--data.eval-path=nowhere", "--model.path=org/none") == (
+        "data.eval_path=nowhere: there is no such file or directory."
+    )
     assert sentence("--data.max-length=4") == (
         f"{file}: no row is left to evaluate on; the table above says where they went."
     )

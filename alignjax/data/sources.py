@@ -55,6 +55,12 @@ def title(data: Data, held_out: bool) -> str:
     return data.eval_path if held_out and data.eval_path else data.path
 
 
+def check(data: Data, parts: Sequence[bool] = (False, True)) -> None:
+    """Raises UserError where a name in `data` stands for nothing; `parts` as for `unread`."""
+    for held_out in parts:
+        _sources(data, held_out)
+
+
 def described(data: Data, held_out: bool) -> tuple[str, list[str]]:
     """What rows are read from: a SHA-256 of its content, and what the sources are called, in order.
 

@@ -27,21 +27,14 @@ def read_settings(directory: Path) -> dict:
     return found
 
 
-def _about(run: dict) -> str:
-    decay = run["optimizer"].get("ema_decay")
-    average = f" The weights average those after each step, of decay {decay}." if decay else ""
-    return (
-        f"`{run['model']['path']}`, trained with alignjax.{average} The license of the base model "
-        "applies."
-    )
-
-
 def model_card(run: dict, scored: bool = False) -> str:
     """A card from a run's config.json: base model, data, every setting, and versions."""
     base, data = run["model"]["path"], run["data"]["path"]
     on_hub = (
         base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
     )
+    decay = run["optimizer"].get("ema_decay")
+    average = f" The weights average those after each step, of decay {decay}." if decay else ""
     task = "text-classification" if scored else "text-generation"
     head = ["library_name: transformers", f"pipeline_tag: {task}", "tags: [alignjax]"]
     head += [f"base_model: {base}"] if on_hub else []
@@ -55,7 +48,7 @@ def model_card(run: dict, scored: bool = False) -> str:
             "",
             f"# {run['name']}",
             "",
-            _about(run),
+            f"`{base}`, trained with alignjax.{average} The license of the base model applies.",
             "",
             "| | |",
             "| --- | --- |",
