@@ -288,7 +288,8 @@ def test_a_directory_that_is_moved_while_a_run_goes_on(root, tmp_path):
     (tmp_path / "run").rename(tmp_path / "moved")
     codes, (said,) = finish([running])
     assert codes == [2] and f"error: {tmp_path}/run: it was moved" in said
-    assert not (tmp_path / "run").exists()
+    # No more lies in its place than what a save that was under way may have written.
+    assert {file.name for file in (tmp_path / "run").glob("*")} <= {"checkpoints"}
 
 
 def test_ctrl_c_while_a_checkpoint_is_restored(root, trained, tmp_path):
